@@ -1,0 +1,44 @@
+"""Gemma 3 text models: query and key norms, five sliding layers for each full one, a rotation for each kind."""
+
+from __future__ import annotations
+
+from edgekit.config import LayerConfig, ModelConfig
+from edgekit.errors import UnsupportedError
+
+from .fields import ConfigFields
+from .gemma2 import NAMES, gemma_decoder
+from .rope_fields import rope_from
+from .standard import head_size, layer_kinds
+
+__all__ = ["NAMES", "describe"]
+
+GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
+DEFAULT_PATTERN = 6
+
+
+def describe(fields: ConfigFields) -> ModelConfig:
+    """Map a `model_type: gemma3_text` config."""
+    if fields.flag("use_bidirectional_attention", False):
+        raise UnsupportedError("use_bidirectional_attention is an encoder's setting", hint="use a generative Gemma 3")
+    if not fields.has("head_dim"):
+        fields = ConfigFields({**fields.values, "head_dim": 256}, fields.origin)
+    pattern = fields.size("sliding_window_pattern", DEFAULT_PATTERN)
+    count = fields.size("num_hidden_layers")
+    default = tuple("sliding_attention" if (index + 1) % pattern else "full_attention" for index in range(count))
+    attention = {"query_key_norm": True, "softcap": fields.number("attn_logit_softcapping", 0.0)}
+    softcap = fields.number("final_logit_softcapping", 0.0)
+    return gemma_decoder(fields, _layers(fields, layer_kinds(fields, default)), attention, logits_softcap=softcap)
+
+
+def _layers(fields: ConfigFields, kinds: tuple[str, ...]) -> tuple[LayerConfig, ...]:
+    head_dim = head_size(fields)
+    nested = fields.nested("rope_parameters")
+    if nested.has("full_attention"):
+        local = rope_from(fields, head_dim, theta=LOCAL_THETA, scaling=nested.nested("sliding_attention"))
+        full = rope_from(fields, head_dim, theta=GLOBAL_THETA, scaling=nested.nested("full_attention"))
+    else:
+        local_theta = {"rope_theta": fields.positive("rope_local_base_freq", LOCAL_THETA)}
+        local = rope_from(fields, head_dim, scaling=ConfigFields(local_theta, fields.origin))
+        full = rope_from(fields, head_dim, theta=GLOBAL_THETA)
+    window = fields.size("sliding_window", 4096)
+    return tuple(LayerConfig(local, window) if kind == "sliding_attention" else LayerConfig(full) for kind in kinds)

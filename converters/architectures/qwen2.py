@@ -1,0 +1,29 @@
+"""Qwen 2 and 2.5, DeepSeek distillations of Qwen: llama with biases on query, key and value."""
+
+from __future__ import annotations
+
+from edgekit.config import LayerConfig, ModelConfig
+
+from .fields import ConfigFields
+from .rope_fields import rope_from
+from .standard import STANDARD_NAMES, decoder, head_size, layer_kinds, windowed_layers
+
+__all__ = ["NAMES", "describe", "qwen_layers"]
+
+NAMES = STANDARD_NAMES
+
+
+def describe(fields: ConfigFields) -> ModelConfig:
+    """Map a `model_type: qwen2` config."""
+    attention = {"qkv_bias": True, "output_bias": False}
+    return decoder(fields, layers=qwen_layers(fields), attention=attention)
+
+
+def qwen_layers(fields: ConfigFields) -> tuple[LayerConfig, ...]:
+    """Sliding windows, where they are switched on, from layer `max_window_layers` up."""
+    count = fields.size("num_hidden_layers")
+    sliding = fields.flag("use_sliding_window", False) and fields.has("sliding_window")
+    first = int(fields.number("max_window_layers", 28)) if sliding else count
+    default = tuple("sliding_attention" if index >= first else "full_attention" for index in range(count))
+    kinds = layer_kinds(fields, default) if sliding else default
+    return windowed_layers(fields, kinds, rope_from(fields, head_size(fields)))

@@ -1,0 +1,105 @@
+"""Rotary settings of a Hugging Face config: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
+
+from __future__ import annotations
+
+import math
+
+from edgekit.config import RopeConfig
+from edgekit.errors import UnsupportedError
+
+from .fields import ConfigFields
+
+__all__ = ["rope_from"]
+
+_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
+_OLD_NAMES = {"su": "longrope"}
+
+
+def rope_from(
+    fields: ConfigFields, head_dim: int, *, theta: float = 10_000.0, scaling: ConfigFields | None = None
+) -> RopeConfig:
+    """Read the rotary settings.
+
+    Args:
+        fields: The model's config.
+        head_dim: Of the attention.
+        theta: Base where the config names none.
+        scaling: The settings where they are not at their usual place (Gemma 3 has one set per kind of layer).
+
+    Raises:
+        UnsupportedError: The rope type is not handled.
+        SourceError: A value is missing or wrong.
+    """
+    if scaling is None:
+        scaling = fields.nested("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
+    theta = scaling.positive("rope_theta", fields.positive("rope_theta", theta))
+    partial = scaling.positive("partial_rotary_factor", fields.positive("partial_rotary_factor", 1.0))
+    dim = int(head_dim * partial)
+    kind = scaling.text("rope_type", scaling.text("type", "default"))
+    kind = _OLD_NAMES.get(kind, kind)
+    if kind == "factors":
+        return RopeConfig(theta, dim, "factors", short_factors=scaling.numbers("factors", dim // 2))
+    if kind not in _KINDS:
+        raise UnsupportedError(f"rope type {kind!r} is not supported", hint=f"supported: {', '.join(_KINDS)}")
+    if kind == "linear":
+        return RopeConfig(theta, dim, "linear", factor=scaling.positive("factor"))
+    if kind == "llama3":
+        return RopeConfig(
+            theta,
+            dim,
+            "llama3",
+            factor=scaling.positive("factor"),
+            original_context=_original_context(fields, scaling),
+            low_freq_factor=scaling.positive("low_freq_factor"),
+            high_freq_factor=scaling.positive("high_freq_factor"),
+        )
+    if kind == "yarn":
+        return _yarn(fields, scaling, theta, dim)
+    if kind == "longrope":
+        return _longrope(fields, scaling, theta, dim)
+    return RopeConfig(theta, dim)
+
+
+def _original_context(fields: ConfigFields, scaling: ConfigFields) -> int:
+    key = "original_max_position_embeddings"
+    if fields.has(key):  # Phi-3 keeps it beside the rope settings, and that one counts
+        return fields.size(key)
+    return scaling.size(key, fields.size("max_position_embeddings"))
+
+
+def _yarn(fields: ConfigFields, scaling: ConfigFields, theta: float, dim: int) -> RopeConfig:
+    original = _original_context(fields, scaling)
+    factor = scaling.positive("factor", fields.size("max_position_embeddings") / original)
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    weights = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
+    inferred = mscale(weights[0]) / mscale(weights[1]) if all(weights) else mscale(1.0)
+    return RopeConfig(
+        theta,
+        dim,
+        "yarn",
+        factor=factor,
+        original_context=original,
+        beta_fast=scaling.number("beta_fast", 0.0) or 32.0,
+        beta_slow=scaling.number("beta_slow", 0.0) or 1.0,
+        truncate=scaling.flag("truncate", True),
+        attention_factor=scaling.positive("attention_factor", inferred),
+    )
+
+
+def _longrope(fields: ConfigFields, scaling: ConfigFields, theta: float, dim: int) -> RopeConfig:
+    original = _original_context(fields, scaling)
+    factor = scaling.positive("factor", fields.size("max_position_embeddings") / original)
+    inferred = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return RopeConfig(
+        theta,
+        dim,
+        "longrope",
+        factor=factor,
+        original_context=original,
+        attention_factor=scaling.positive("attention_factor", inferred),
+        short_factors=scaling.numbers("short_factor", dim // 2),
+        long_factors=scaling.numbers("long_factor", dim // 2),
+    )

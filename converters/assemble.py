@@ -1,0 +1,109 @@
+"""Putting a checkpoint's tensors under the roles of its decoder, each name and shape checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgekit.config import ModelConfig
+from edgekit.errors import SourceError, UnsupportedError
+from edgekit.registry import ARCHITECTURES, load_attribute
+from edgekit.source import Provenance, Source, Tensor, TokenizerFiles, part_shapes, require_supported
+
+from .architectures.fields import ConfigFields
+
+__all__ = ["assemble_source"]
+
+# Left-overs that published checkpoints carry and no model reads.
+_UNUSED = re.compile(r"(rotary_emb\.inv_freq|rope_freqs\.weight|rope_factors_(long|short)\.weight|\.masked_bias)$")
+_LAYER = re.compile(r"layers\.(\d+)\.(\w+)")
+
+
+def assemble_source(
+    config: Mapping[str, object],
+    origin: str,
+    tensors: Mapping[str, Tensor],
+    tokenizer: TokenizerFiles,
+    provenance: Provenance,
+    weight_files: tuple[Path, ...],
+) -> Source:
+    """Describe the model and give each of its roles the tensors that make it up.
+
+    Args:
+        config: A Hugging Face config, or a GGUF's metadata put in its words.
+        origin: The file the config came from, for errors.
+        tensors: By Hugging Face name.
+
+    Raises:
+        UnsupportedError: The architecture is not described, or the checkpoint has tensors that it does not use.
+        SourceError: A tensor is missing or of another shape than the config says.
+    """
+    fields = ConfigFields(config, origin)
+    model_type = fields.text("model_type")
+    require_supported("architecture", model_type, ARCHITECTURES)
+    architecture = load_attribute(ARCHITECTURES[model_type])
+    description: ModelConfig = architecture.describe(fields)
+    parts = {
+        role: _parts_of(description, role, shape, architecture.NAMES, tensors) for role, shape in part_shapes(description).items()
+    }
+    _check_all_used(description, parts, tensors)
+    _check_tokenizer(description, tokenizer)
+    return Source(description, tokenizer, parts, provenance, weight_files)
+
+
+def _parts_of(
+    config: ModelConfig,
+    role: str,
+    shape: tuple[int, ...],
+    names: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, Tensor],
+) -> tuple[Tensor, ...]:
+    match = _LAYER.fullmatch(role)
+    index, role_name = (match[1], match[2]) if match else ("", role)
+    wanted = [name.format(index) for name in names[role_name]]
+    rows = (shape[0],) if len(wanted) == 1 else _rows_of_each(config, role_name)
+    return tuple(
+        _checked(name, (count, *shape[1:]), tensors) for name, count in zip(wanted, rows, strict=True)
+    )
+
+
+def _rows_of_each(config: ModelConfig, role: str) -> tuple[int, ...]:
+    attention = config.attention
+    if role.startswith("qkv"):
+        queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+        return queries, keys, keys
+    return config.intermediate_size, config.intermediate_size
+
+
+def _checked(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
+    hint = "config.json and the weights are from different models, or the download is incomplete"
+    tensor = tensors.get(name)
+    if tensor is None:
+        raise SourceError(f"tensor {name} is missing; the config asks for {list(shape)}", hint=hint)
+    if tensor.shape != shape:
+        raise SourceError(f"tensor {name} is {list(tensor.shape)}, the config asks for {list(shape)}", hint=hint)
+    return tensor
+
+
+def _check_all_used(
+    config: ModelConfig, parts: Mapping[str, tuple[Tensor, ...]], tensors: Mapping[str, Tensor]
+) -> None:
+    used = {tensor.name for tensors_of_role in parts.values() for tensor in tensors_of_role}
+    if config.tied_embeddings:
+        used |= {"lm_head.weight", "output.weight"}  # a copy of the embedding that the config says to ignore
+    unknown = sorted(name for name in tensors if name not in used and not _UNUSED.search(name))
+    if unknown:
+        raise UnsupportedError(
+            f"tensor {unknown[0]} has no place in a {config.model_type} decoder ({len(unknown)} such tensors)",
+            hint="the model has parts that are not handled, such as a vision tower, adapters or other biases",
+        )
+
+
+def _check_tokenizer(config: ModelConfig, tokenizer: TokenizerFiles) -> None:
+    beyond = [token for token in tokenizer.eos_token_ids if not 0 <= token < config.vocab_size]
+    if beyond:
+        raise SourceError(
+            f"end token {beyond[0]} is outside the vocabulary of {config.vocab_size}",
+            hint="the tokenizer and the weights are from different models",
+        )

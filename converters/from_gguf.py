@@ -1,0 +1,170 @@
+"""Reading a GGUF file: metadata, tokenizer and quantized tensors.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is untrusted: every count, length and offset is
+checked before it is used. Block formats are dequantized by the `gguf` package; Q4_0 and Q8_0 blocks can also be carried over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gguf
+import gguf.quants
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import SourceError, UnsupportedError
+from edgekit.source import Provenance, Source, StoredBlocks, Tensor, TokenizerFiles
+
+from .assemble import assemble_source
+from .gguf_config import hugging_face_config, hugging_face_names, permuted_heads
+from .gguf_header import GgufHeader, TensorEntry, read_gguf_header
+from .gguf_tokenizer import tokenizer_json
+from .positional_file import PositionalFile
+
+__all__ = ["GgufTensor", "open_gguf"]
+
+_EXACT_BLOCKS: Mapping[str, tuple[int, int]] = {"Q4_0": (4, 32), "Q8_0": (8, 32)}
+_DAMAGED = "the file is damaged or the download incomplete; fetch it again"
+_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor of a GGUF file, under its Hugging Face name and in its row order.
+
+    `head_dim` is not 0 where the file interleaves the rows of each head (llama's query and key, for ggml's own rotation).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    size_bytes: int
+    file: PositionalFile
+    offset: int
+    head_dim: int = 0
+
+    @property
+    def exact_block(self) -> tuple[int, int] | None:
+        """Q4_0 and Q8_0 are one scale a block and a fixed zero point, as the runtimes compute them."""
+        return _EXACT_BLOCKS.get(self.dtype) if len(self.shape) == 2 else None
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows [start, stop) dequantized."""
+        rows = self.shape[0]
+        stop = rows if stop is None else stop
+        raw = self._raw_rows(start, stop)
+        values: NDArray[np.float32] = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[self.dtype])
+        return values.astype(np.float32, copy=False).reshape(stop - start, *self.shape[1:])
+
+    def read_blocks(self, start: int, stop: int) -> StoredBlocks:
+        """Rows [start, stop) of a Q4_0 or Q8_0 tensor."""
+        bits, block_size = _EXACT_BLOCKS[self.dtype]
+        raw = self._raw_rows(start, stop)
+        blocks = raw.reshape(stop - start, -1, 2 + block_size * bits // 8)
+        scales = blocks[..., :2].copy().view("<f2")[..., 0].astype(np.float32)
+        data = blocks[..., 2:]
+        if bits == 8:
+            values = data ^ np.uint8(0x80)  # int8 to an offset of 128
+        else:  # the low nibbles are a block's first half, the high ones its second
+            values = np.concatenate([data & np.uint8(15), data >> np.uint8(4)], axis=-1)
+        return StoredBlocks(bits, block_size, values.reshape(stop - start, -1), scales)
+
+    def _raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        row_bytes = self.size_bytes // self.shape[0]
+        if not self.head_dim:
+            return self.file.read(self.offset + start * row_bytes, (stop - start) * row_bytes).reshape(-1, row_bytes)
+        low = start // self.head_dim * self.head_dim
+        high = -(-stop // self.head_dim) * self.head_dim
+        stored = self.file.read(self.offset + low * row_bytes, (high - low) * row_bytes)
+        # Stored as pairs (i, i + head_dim / 2), wanted as halves.
+        halves = stored.reshape(-1, self.head_dim // 2, 2, row_bytes).swapaxes(1, 2).reshape(-1, row_bytes)
+        return halves[start - low : stop - low]
+
+
+def open_gguf(path: str | Path) -> Source:
+    """Open a GGUF file.
+
+    Raises:
+        SourceError, UnsupportedError: See `edgekit.source.open_source`.
+    """
+    path = Path(path)
+    file = PositionalFile(path)
+    header = read_gguf_header(file)
+    if header.metadata.get("split.count", 1) not in {0, 1}:
+        raise UnsupportedError(f"{path.name} is one part of a split GGUF", hint="merge the parts: gguf-split --merge")
+    stored = {entry.name: entry for entry in header.tensors}
+    extra = {name: _tensor(file, header, stored[name]) for name in stored if name.startswith("rope_f")}
+    config = hugging_face_config(header.metadata, stored, {name: t.read().ravel() for name, t in extra.items()})
+    names = hugging_face_names(str(config["model_type"]), stored)
+    heads = permuted_heads(header.metadata, config)
+    tensors: dict[str, Tensor] = {}
+    for name, entry in stored.items():
+        tensor = _tensor(file, header, entry)
+        wanted = names.get(name, name)
+        head_dim = heads if ".q_proj." in wanted or ".k_proj." in wanted else 0
+        tensors[wanted] = replace(tensor, name=wanted, head_dim=head_dim)
+    provenance = Provenance("gguf", path.name, None, _text(header.metadata.get("general.license")))
+    return assemble_source(config, path.name, tensors, _tokenizer(header.metadata), provenance, (path,))
+
+
+def _tensor(file: PositionalFile, header: GgufHeader, entry: TensorEntry) -> GgufTensor:
+    name = f"{file.path.name}: tensor {entry.name[:80]}"
+    if not _can_dequantize(entry.dtype):
+        raise UnsupportedError(f"{name} is of type {entry.dtype}, which is not read", hint="use a type such as Q8_0")
+    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[entry.dtype]]
+    if entry.shape[-1] % block:
+        raise SourceError(f"{name} has rows of {entry.shape[-1]} elements, not a multiple of {block}", hint=_DAMAGED)
+    size_bytes = math.prod(entry.shape) // block * block_bytes
+    offset = header.data_start + entry.offset
+    if offset + size_bytes > file.size_bytes:
+        raise SourceError(
+            f"{name} ends at byte {offset + size_bytes:,}, the file has {file.size_bytes:,}", hint=_DAMAGED
+        )
+    return GgufTensor(entry.name, entry.shape, entry.dtype, size_bytes, file, offset)
+
+
+@cache
+def _can_dequantize(dtype: str) -> bool:
+    kind = gguf.GGMLQuantizationType[dtype]
+    try:
+        gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _tokenizer(metadata: Mapping[str, Any]) -> TokenizerFiles:
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+
+    def token_id(key: str) -> int | None:
+        value = metadata.get(f"tokenizer.ggml.{key}")
+        return value if isinstance(value, int) and 0 <= value < len(tokens) else None
+
+    ends = tuple(dict.fromkeys(token for key in _END_KEYS if (token := token_id(key)) is not None))
+    special = {
+        name: str(tokens[token])
+        for name, key in (
+            ("bos_token", "bos_token_id"),
+            ("eos_token", "eos_token_id"),
+            ("unk_token", "unknown_token_id"),
+            ("pad_token", "padding_token_id"),
+        )
+        if (token := token_id(key)) is not None
+    }
+    return TokenizerFiles(
+        tokenizer_json=tokenizer_json(metadata),
+        chat_template=_text(metadata.get("tokenizer.chat_template")),
+        eos_token_ids=ends,
+        bos_token_id=token_id("bos_token_id"),
+        special_tokens=special,
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

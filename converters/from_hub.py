@@ -1,0 +1,48 @@
+"""A model from the Hugging Face hub, through huggingface_hub: its cache and its environment variables count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekit.errors import SourceError
+from edgekit.registry import load_attribute
+from edgekit.source import Source
+
+from .from_safetensors import open_directory
+
+__all__ = ["open_hub"]
+
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md"]
+
+
+def open_hub(location: str) -> Source:
+    """Download `org/name[@revision]` (or find it in the cache) and open it.
+
+    Raises:
+        SourceError: The repository is missing, gated, or can't be reached.
+    """
+    hub = load_attribute("huggingface_hub")
+    errors = load_attribute("huggingface_hub.errors")
+    repository, _, revision = location.partition("@")
+    try:
+        directory = hub.snapshot_download(repository, revision=revision or None, allow_patterns=_PATTERNS)
+    except errors.GatedRepoError as error:
+        raise SourceError(
+            f"{repository} is gated: its publisher asks you to accept a licence first",
+            hint=f"accept it on the page of {repository}, then run `hf auth login` or set HF_TOKEN",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise SourceError(
+            f"{repository} is not on the hub, or is private", hint="check the spelling; set HF_TOKEN for a private one"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise SourceError(f"{repository} has no revision {revision!r}", hint="give a branch, tag or commit") from error
+    except errors.HFValidationError as error:
+        raise SourceError(f"{repository!r} is not a valid hub id", hint="a hub id looks like org/name") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        raise SourceError(
+            f"{repository} can't be downloaded and is not in the cache ({type(error).__name__})",
+            hint="check the network, or HF_HUB_OFFLINE and HF_HOME; or give a directory",
+        ) from error
+    commit = Path(directory).name  # a snapshot lies in a folder named after its commit
+    return open_directory(directory, name=repository, revision=commit)

@@ -1,0 +1,216 @@
+"""Reading a Hugging Face directory: config, tokenizer, and single or sharded safetensors files.
+
+The format: 8 bytes of little-endian header length, a JSON header, then the tensors
+(https://huggingface.co/docs/safetensors). Headers are untrusted: every length and offset is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import SourceError, UnsupportedError
+from edgekit.source import Provenance, Source, StoredBlocks, Tensor
+
+from .assemble import assemble_source
+from .hf_tokenizer import read_json, read_licence, tokenizer_from_directory
+from .positional_file import PositionalFile
+
+__all__ = ["SafetensorsTensor", "open_directory", "read_header"]
+
+LARGEST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+LARGEST_RANK = 8
+_DAMAGED = "the file is damaged or not a safetensors file; fetch it again"
+_NUMPY_TYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_ITEM_BYTES: Mapping[str, int] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsTensor:
+    """One tensor of a safetensors file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    size_bytes: int
+    file: PositionalFile
+    offset: int
+
+    @property
+    def exact_block(self) -> tuple[int, int] | None:
+        """None: these are floats."""
+        return None
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows [start, stop) as float32.
+
+        Raises:
+            UnsupportedError: The stored type is not a float this reader knows.
+        """
+        if self.dtype not in _NUMPY_TYPES:
+            raise UnsupportedError(
+                f"{self.file.path.name}: tensor {self.name} is stored as {self.dtype}, which is not read yet",
+                hint=f"use a checkpoint in {', '.join(_NUMPY_TYPES)}",
+            )
+        rows = self.shape[0] if self.shape else 1
+        stop = rows if stop is None else stop
+        row_bytes = self.size_bytes // rows
+        data = self.file.read(self.offset + start * row_bytes, (stop - start) * row_bytes)
+        shape = (stop - start, *self.shape[1:])
+        values = data.view(_NUMPY_TYPES[self.dtype]).reshape(shape)
+        if self.dtype == "BF16":  # bfloat16 is the upper half of a float32
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32, copy=False)
+
+    def read_blocks(self, start: int, stop: int) -> StoredBlocks:
+        """Never called: `exact_block` is None."""
+        raise TypeError(f"{self.name} holds no blocks")
+
+
+def read_header(file: PositionalFile) -> dict[str, SafetensorsTensor]:
+    """All tensors of one file, checked against its size.
+
+    Raises:
+        SourceError: The header is truncated, malformed or points outside the file.
+    """
+    name = file.path.name
+    if file.size_bytes < 8:
+        raise SourceError(f"{name} is too short for a safetensors file ({file.size_bytes} bytes)", hint=_DAMAGED)
+    length = int.from_bytes(file.read(0, 8).tobytes(), "little")
+    if length > min(file.size_bytes - 8, LARGEST_HEADER_BYTES):
+        raise SourceError(f"{name}: the header claims {length:,} bytes, the file has {file.size_bytes:,}", hint=_DAMAGED)
+    try:
+        header = json.loads(file.read(8, length).tobytes().decode("utf-8"), object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{name}: the header is not valid JSON", hint=_DAMAGED) from error
+    if not isinstance(header, dict):
+        raise SourceError(f"{name}: the header is not an object", hint=_DAMAGED)
+    header.pop("__metadata__", None)
+    return {key: _tensor(file, key, entry, 8 + length) for key, entry in header.items()}
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        raise ValueError("a key stands twice")
+    return keys
+
+
+def _tensor(file: PositionalFile, key: str, entry: object, data_start: int) -> SafetensorsTensor:
+    def wrong(what: str) -> SourceError:
+        return SourceError(f"{file.path.name}: tensor {key[:80]!r} {what}", hint=_DAMAGED)
+
+    if not isinstance(entry, dict):
+        raise wrong("has no description")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+        raise wrong(f"has the unknown type {dtype!r}")
+    if not _are_sizes(shape, LARGEST_RANK):
+        raise wrong("has an impossible shape")
+    if not _are_sizes(offsets, 2) or len(offsets) != 2:
+        raise wrong("has impossible offsets")
+    begin, end = offsets
+    size_bytes = math.prod(shape) * _ITEM_BYTES[dtype]
+    if end - begin != size_bytes:
+        raise wrong(f"takes {end - begin:,} bytes, its shape needs {size_bytes:,}")
+    if data_start + end > file.size_bytes:
+        raise wrong(f"ends at byte {data_start + end:,}, the file has {file.size_bytes:,}")
+    return SafetensorsTensor(key, tuple(shape), dtype, size_bytes, file, data_start + begin)
+
+
+def _are_sizes(values: object, most: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) <= most
+        and all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62 for value in values)
+    )
+
+
+def open_directory(directory: str | Path, *, name: str | None = None, revision: str | None = None) -> Source:
+    """Open a directory as Hugging Face lays it out.
+
+    Args:
+        directory: Has config.json, a tokenizer and *.safetensors.
+        name: Of the model in the provenance; the directory's own by default.
+        revision: The hub commit, where known.
+
+    Raises:
+        SourceError, UnsupportedError: See `edgekit.source.open_source`.
+    """
+    directory = Path(directory)
+    config = read_json(directory / "config.json")
+    _refuse_quantized(config)
+    files = _weight_files(directory)
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        tensors |= read_header(PositionalFile(path))
+    _check_index(directory, tensors)
+    tokenizer = tokenizer_from_directory(directory, config)
+    provenance = Provenance("safetensors", name or directory.resolve().name, revision, read_licence(directory))
+    return assemble_source(config, str(directory / "config.json"), tensors, tokenizer, provenance, files)
+
+
+def _refuse_quantized(config: Mapping[str, object]) -> None:
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    if isinstance(quantization, Mapping):
+        method = quantization.get("quant_method", "an unnamed method")
+        raise UnsupportedError(
+            f"this checkpoint is already quantized with {method}, which is not read yet",
+            hint="use the full-precision checkpoint it was made from, or a GGUF",
+        )
+
+
+def _weight_files(directory: Path) -> tuple[Path, ...]:
+    index_path = directory / "model.safetensors.index.json"
+    if index_path.is_file():
+        names = sorted(set(_weight_map(index_path).values()))
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise SourceError(
+                f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(names)})",
+                hint="download the checkpoint again; every shard that the index names is needed",
+            )
+        return tuple(directory / name for name in names)
+    files = tuple(sorted(directory.glob("*.safetensors")))
+    if files:
+        return files
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
+        raise UnsupportedError(
+            f"{directory} holds pickled PyTorch weights, which can run code when read",
+            hint="use the safetensors version of the model",
+        )
+    if any(directory.glob("*.gguf")):
+        raise SourceError(f"{directory} holds GGUF files, no safetensors", hint="give the .gguf file itself")
+    raise SourceError(f"{directory} holds no *.safetensors file", hint="download the weights as well as the config")
+
+
+def _weight_map(index_path: Path) -> dict[str, str]:
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{index_path} has no weight_map", hint="download the index again")
+    for name in weight_map.values():
+        if not isinstance(name, str) or name != Path(name).name or "\\" in name or not name.endswith(".safetensors"):
+            raise SourceError(f"{index_path} names the shard {name!r}, which is not a plain file name")
+    return weight_map
+
+
+def _check_index(directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    index_path = directory / "model.safetensors.index.json"
+    if not index_path.is_file():
+        return
+    absent = sorted(set(_weight_map(index_path)) - set(tensors))
+    if absent:
+        raise SourceError(
+            f"{index_path.name} names the tensor {absent[0]}, which no shard holds ({len(absent)} such)",
+            hint="the shards and the index are from different downloads; fetch both again",
+        )

@@ -1,0 +1,308 @@
+"""The decoder as ONNX operators, emitted from its description.
+
+Fused operators of ONNX Runtime do the work: GroupQueryAttention (rotation, cache and attention in one), MatMulNBits,
+GatherBlockQuantized, SkipSimplifiedLayerNormalization. Logits are computed from row `logits_start` on only, and the last layer
+computes only those rows: a row of logits for every prompt token would cost a fifth of prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import TensorProto
+
+from edgekit.config import LayerConfig, ModelConfig, RopeConfig
+from edgekit.graph import CacheLayout
+from edgekit.plan import WeightPlan
+
+from .onnx_graph import MICROSOFT, GraphBuilder, Region
+
+__all__ = ["INPUTS", "OUTPUTS", "EmittedDecoder", "WeightRegions", "cache_layout", "emit_decoder"]
+
+INPUTS = {"tokens": "input_ids", "length": "total_length", "logits_start": "logits_start"}
+ROPE_LENGTH = "rope_length"
+OUTPUTS = {"logits": "logits"}
+_END = np.array([np.iinfo(np.int64).max], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRegions:
+    """Where a role's arrays go: `values` alone for floats; with scales and perhaps zero points for blocks."""
+
+    values: Region
+    scales: Region | None = None
+    zero_points: Region | None = None
+
+
+@dataclass(slots=True)
+class EmittedDecoder:
+    """A finished graph and the regions that must be filled."""
+
+    builder: GraphBuilder
+    weights: dict[str, WeightRegions] = field(default_factory=dict)
+    tables: dict[RopeConfig, tuple[Region, Region]] = field(default_factory=dict)
+
+
+def cache_layout(config: ModelConfig, activation_bits: int) -> CacheLayout:
+    """The key-value cache of an emitted decoder."""
+    dtype = "float16" if activation_bits == 16 else "float32"
+    return CacheLayout(len(config.layers), config.attention.kv_heads, config.attention.head_dim, dtype)
+
+
+def emit_decoder(
+    config: ModelConfig,
+    weights: Mapping[str, WeightPlan],
+    *,
+    context: int,
+    activation_bits: int,
+    accuracy_level: int,
+    data_file: str,
+) -> EmittedDecoder:
+    """Emit the whole decoder.
+
+    Args:
+        config: What to emit.
+        weights: How each weight is stored, by role.
+        context: Positions the rotary tables are made for.
+        activation_bits: 32, or 16 for half precision.
+        accuracy_level: Of MatMulNBits: 4 multiplies in int8, 0 in floats.
+        data_file: Name of the weight file, beside the program.
+    """
+    return _Emitter(config, weights, context, activation_bits, accuracy_level, data_file).emit()
+
+
+class _Emitter:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, WeightPlan],
+        context: int,
+        activation_bits: int,
+        accuracy_level: int,
+        data_file: str,
+    ) -> None:
+        self.config, self.weights, self.context = config, weights, context
+        self.accuracy_level = accuracy_level
+        self.float_type = TensorProto.FLOAT16 if activation_bits == 16 else TensorProto.FLOAT
+        self.numpy_type = np.float16 if activation_bits == 16 else np.float32
+        self.graph = GraphBuilder(data_file)
+        self.emitted = EmittedDecoder(self.graph)
+        self.position_ids = ""
+
+    def emit(self) -> EmittedDecoder:
+        self._declare_inputs()
+        hidden = self._embed()
+        residual, normed = hidden, self._norm(hidden, "final_norm" if not self.config.layers else "layers.0.attention_norm")
+        for index, layer in enumerate(self.config.layers):
+            residual, normed = self._layer(index, layer, residual, normed)
+        self._logits(normed)
+        return self.emitted
+
+    def _declare_inputs(self) -> None:
+        graph, layout = self.graph, cache_layout(self.config, 32)
+        graph.input(INPUTS["tokens"], TensorProto.INT64, [1, "new"])
+        graph.input(INPUTS["length"], TensorProto.INT32, [])
+        graph.input(INPUTS["logits_start"], TensorProto.INT64, [1])
+        last = graph.op("Sub", [INPUTS["length"], graph.constant("one", np.array(1, np.int32))], "last_position")
+        graph.op("Reshape", [last, graph.constant("shape_1", np.array([1], np.int64))], "sequence_lengths")
+        if self.config.longrope_switch:
+            self._choose_positions()
+        for index in range(layout.layers):
+            for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
+                shape = [1, layout.kv_heads, "past", layout.head_dim]
+                graph.input(past.format(index), self.float_type, shape)
+                graph.output(present.format(index), self.float_type, [*shape[:2], "present", shape[3]])
+        graph.constant("last_axis_end", _END)
+        graph.constant("axis_1", np.array([1], np.int64))
+
+    def _choose_positions(self) -> None:
+        """Row numbers in the rotary tables, whose second half is for sequences past the original context."""
+        graph = self.graph
+        graph.input(ROPE_LENGTH, TensorProto.INT64, [])
+        switch = graph.constant("rope_switch", np.array(self.config.longrope_switch, np.int64))
+        short, long = (graph.constant(f"rope_rows.{n}", np.array(n, np.int64)) for n in (0, self.context))
+        first_row = graph.op("Where", [graph.op("Greater", [ROPE_LENGTH, switch], "is_long"), long, short], "first_row")
+        count = graph.op("Size", [INPUTS["tokens"]], "new_tokens")
+        length = graph.op("Cast", [INPUTS["length"]], "length_64", to=TensorProto.INT64)
+        end = graph.op("Add", [length, first_row], "end_row")
+        start = graph.op("Sub", [end, count], "start_row")
+        rows = graph.op("Range", [start, end, graph.constant("one_64", np.array(1, np.int64))], "rows")
+        shape = graph.constant("shape_1_all", np.array([1, -1], np.int64))
+        self.position_ids = graph.op("Reshape", [rows, shape], "position_ids")
+
+    def _embed(self) -> str:
+        plan, regions = self.weights["embedding"], self._regions("embedding")
+        graph, vocab, hidden = self.graph, self.config.vocab_size, self.config.hidden_size
+        if plan.format.is_float:
+            embedded = graph.op("Gather", [regions.values.name, INPUTS["tokens"]], "embedded")
+        else:
+            bits = plan.format.bits
+            # GatherBlockQuantized wants rows of bytes, MatMulNBits of the tied head rows of blocks: the same bytes.
+            table = graph.alias(regions.values, "embedding.rows", (vocab, hidden * bits // 8), TensorProto.UINT8)
+            inputs = [table, INPUTS["tokens"], *self._scales(regions)]
+            embedded = graph.op(
+                "GatherBlockQuantized", inputs, "embedded", domain=MICROSOFT,
+                bits=bits, block_size=plan.format.block_size, quantize_axis=1, gather_axis=0,
+            )  # fmt: skip
+        if self.config.embedding_scale != 1:
+            embedded = graph.op("Mul", [embedded, self._scalar("embedding_scale", self.config.embedding_scale)], "scaled")
+        return embedded
+
+    def _layer(self, index: int, layer: LayerConfig, residual: str, normed: str) -> tuple[str, str]:
+        """One layer; its residual stream and the next layer's normed input."""
+        name, last = f"layers.{index}.", index == len(self.config.layers) - 1
+        attended = self._attention(name, index, layer, normed)
+        if last:
+            attended, residual = self._last_rows(attended), self._last_rows(residual)
+        projected = self._linear(name + "output", attended)
+        residual, normed = self._add_and_norm(residual, projected, name + "post_attention_norm", name + "mlp_norm")
+        following = "final_norm" if last else f"layers.{index + 1}.attention_norm"
+        return self._add_and_norm(residual, self._mlp(name, normed), name + "post_mlp_norm", following)
+
+    def _add_and_norm(self, residual: str, change: str, post_norm: str, next_norm: str) -> tuple[str, str]:
+        """residual + change (normed first in a sandwich), and that sum normed for what follows."""
+        if self.config.norm == "sandwich":
+            change = self._norm(change, post_norm)
+        total, normed = f"{change}.sum", f"{change}.normed"
+        outputs = [normed, "", "", total]
+        inputs = [residual, change, self._vector(next_norm)]
+        self.graph.op(
+            "SkipSimplifiedLayerNormalization", inputs, outputs, domain=MICROSOFT, epsilon=self.config.norm_eps
+        )
+        return total, normed
+
+    def _attention(self, name: str, index: int, layer: LayerConfig, normed: str) -> str:
+        attention, layout = self.config.attention, cache_layout(self.config, 32)
+        rotation = ["", "", ""]
+        if layer.rope:
+            cosine, sine = self._rope_tables(layer.rope)
+            rotation = [cosine.name, sine.name, self.position_ids]
+        inputs = [
+            *self._query_key_value(name, self._linear(name + "qkv", normed)),
+            layout.past_key.format(index), layout.past_value.format(index),
+            "sequence_lengths", INPUTS["length"], *rotation,
+        ]  # fmt: skip
+        while not inputs[-1]:
+            inputs.pop()
+        outputs = [name + "attended", layout.present_key.format(index), layout.present_value.format(index)]
+        return self.graph.op(
+            "GroupQueryAttention", inputs, outputs, domain=MICROSOFT,
+            num_heads=attention.heads, kv_num_heads=attention.kv_heads, scale=attention.scale,
+            do_rotary=int(layer.rope is not None), local_window_size=layer.window or -1, softcap=attention.softcap,
+        )  # fmt: skip
+
+    def _query_key_value(self, name: str, packed: str) -> list[str]:
+        """The attention's first three inputs: packed in one, or apart where query and key heads are normed.
+
+        The operator has inputs for those norms, but its CPU kernel refuses them (ONNX Runtime 1.31).
+        """
+        attention = self.config.attention
+        if not attention.query_key_norm:
+            return [packed, "", ""]
+        rows = [heads * attention.head_dim for heads in (attention.heads, attention.kv_heads, attention.kv_heads)]
+        parts = [name + part for part in ("query", "key", "value")]
+        sizes = self.graph.shared_constant("qkv_sizes", np.array(rows, np.int64))
+        self.graph.op("Split", [packed, sizes], parts, axis=-1)
+        heads_shape = self.graph.shared_constant("heads_shape", np.array([0, 0, -1, attention.head_dim], np.int64))
+        flat_shape = self.graph.shared_constant("flat_shape", np.array([0, 0, -1], np.int64))
+        for position, norm in enumerate(("query_norm", "key_norm")):
+            heads = self.graph.op("Reshape", [parts[position], heads_shape], f"{parts[position]}.heads")
+            normed = self._norm(heads, name + norm)
+            parts[position] = self.graph.op("Reshape", [normed, flat_shape], f"{parts[position]}.flat")
+        return parts
+
+    def _mlp(self, name: str, normed: str) -> str:
+        both = self._linear(name + "gate_up", normed)
+        gate, up = name + "gate", name + "up"
+        self.graph.op("Split", [both], [gate, up], axis=-1, num_outputs=2)
+        if self.config.activation == "silu":
+            active = self.graph.op("QuickGelu", [gate], name + "active", domain=MICROSOFT, alpha=1.0)
+        else:
+            active = self.graph.op("FastGelu", [gate], name + "active", domain=MICROSOFT)
+        return self._linear(name + "down", self.graph.op("Mul", [active, up], name + "product"))
+
+    def _logits(self, normed: str) -> None:
+        softcap = self.config.logits_softcap
+        role = "embedding" if self.config.tied_embeddings else "head"
+        steps: list[tuple[str, str]] = []
+        if softcap:
+            steps += [("Div", "softcap"), ("Tanh", ""), ("Mul", "softcap")]
+            self._scalar("softcap", softcap)
+        half = self.float_type != TensorProto.FLOAT
+        value = self._linear(role, normed, output="logits" if not steps and not half else "head")
+        for number, (kind, constant) in enumerate(steps):
+            output = "logits" if number == len(steps) - 1 and not half else f"head.{number}"
+            value = self.graph.op(kind, [value, constant] if constant else [value], output)
+        if half:
+            self.graph.op("Cast", [value], "logits", to=TensorProto.FLOAT)
+        self.graph.output(OUTPUTS["logits"], TensorProto.FLOAT, [1, "rows", self.config.vocab_size])
+
+    def _last_rows(self, value: str) -> str:
+        return self.graph.op("Slice", [value, INPUTS["logits_start"], "last_axis_end", "axis_1"], f"{value}.last_rows")
+
+    def _linear(self, role: str, value: str, *, output: str = "") -> str:
+        """value times the role's weight, and its bias where it has one."""
+        form, regions = self.weights[role].format, self._regions(role)
+        output = output or role
+        bias = self._vector(role + "_bias") if role + "_bias" in self.weights else ""
+        if form.is_float:
+            product = f"{output}.product" if bias else output
+            # Rows of a checkpoint are outputs: multiplied transposed, they are written as they are read.
+            self.graph.op("FusedMatMul", [value, regions.values.name], product, domain=MICROSOFT, transB=1)
+            return self.graph.op("Add", [product, bias], output) if bias else output
+        rows, columns = self.weights[role].shape
+        inputs = [value, regions.values.name, *self._scales(regions)]
+        if bias:
+            inputs += [""] * (5 - len(inputs)) + [bias]
+        return self.graph.op(
+            "MatMulNBits", inputs, output, domain=MICROSOFT,
+            K=columns, N=rows, bits=form.bits, block_size=form.block_size, accuracy_level=self.accuracy_level,
+        )  # fmt: skip
+
+    def _norm(self, value: str, role: str) -> str:
+        inputs = [value, self._vector(role)]
+        return self.graph.op(
+            "SimplifiedLayerNormalization", inputs, f"{role}.normed", axis=-1, epsilon=self.config.norm_eps
+        )
+
+    @staticmethod
+    def _scales(regions: WeightRegions) -> list[str]:
+        return [region.name for region in (regions.scales, regions.zero_points) if region]
+
+    def _vector(self, role: str) -> str:
+        return self._regions(role).values.name
+
+    def _scalar(self, name: str, value: float) -> str:
+        return self.graph.constant(name, np.array(value, self.numpy_type))
+
+    def _regions(self, role: str) -> WeightRegions:
+        """The role's places in the weight file, reserved on first use (the tied head asks for the embedding's again)."""
+        if role not in self.emitted.weights:
+            self.emitted.weights[role] = self._reserve(role, self.weights[role])
+        return self.emitted.weights[role]
+
+    def _reserve(self, role: str, plan: WeightPlan) -> WeightRegions:
+        form = plan.format
+        if form.is_float:
+            return WeightRegions(self.graph.reserve(f"{role}.weight", plan.shape, self.float_type))
+        rows, columns = plan.shape
+        blocks = -(-columns // form.block_size)
+        shape = (rows, blocks, form.block_size * form.bits // 8)
+        packed = self.graph.reserve(f"{role}.weight", shape, TensorProto.UINT8)
+        scales = self.graph.reserve(f"{role}.scales", (rows, blocks), TensorProto.FLOAT)
+        if form.symmetric:
+            return WeightRegions(packed, scales)
+        packed_zeros = (rows, -(-blocks * form.bits // 8))
+        return WeightRegions(packed, scales, self.graph.reserve(f"{role}.zero_points", packed_zeros, TensorProto.UINT8))
+
+    def _rope_tables(self, rope: RopeConfig) -> tuple[Region, Region]:
+        tables = self.emitted.tables
+        if rope not in tables:
+            shape = (self.context * (2 if rope.long_factors else 1), rope.dim // 2)
+            cosine, sine = (
+                self.graph.reserve(f"{name}.{len(tables)}", shape, self.float_type) for name in ("cosine", "sine")
+            )
+            tables[rope] = cosine, sine
+        return tables[rope]

@@ -1,0 +1,49 @@
+"""ONNX: a program for ONNX Runtime, written straight from the description of the decoder. No PyTorch, no tracing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekit.graph import Graph
+from edgekit.plan import Plan
+from edgekit.progress import ProgressFn
+from edgekit.source import Source
+
+from .onnx_decoder import INPUTS, OUTPUTS, ROPE_LENGTH, cache_layout, emit_decoder
+from .weight_writer import write_weights
+
+__all__ = ["export"]
+
+PROGRAM, WEIGHTS = "model.onnx", "model.onnx.data"
+
+
+def export(source: Source, plan: Plan, directory: Path, *, on_progress: ProgressFn | None = None) -> Graph:
+    """Write the program and its weights into `directory`/onnx.
+
+    Raises:
+        SourceError: A weight can't be read or is not a finite number.
+        ConversionError: The files can't be written.
+    """
+    config, bits = source.config, plan.scheme.activation_bits
+    folder = directory / "onnx"
+    folder.mkdir(parents=True)
+    emitted = emit_decoder(
+        config,
+        plan.weights,
+        context=plan.context,
+        activation_bits=bits,
+        accuracy_level=plan.accuracy_level,
+        data_file=WEIGHTS,
+    )
+    weights = write_weights(folder / WEIGHTS, emitted, config, plan.weights, source.parts, on_progress=on_progress)
+    program = emitted.builder.model(config.model_type).SerializeToString(deterministic=True)
+    (folder / PROGRAM).write_bytes(program)
+    return Graph(
+        format="onnx",
+        files=(f"onnx/{PROGRAM}", f"onnx/{WEIGHTS}"),
+        inputs=INPUTS | ({"rope_length": ROPE_LENGTH} if config.longrope_switch else {}),
+        outputs=OUTPUTS,
+        cache=cache_layout(config, bits),
+        rope_switch=config.longrope_switch,
+        weights=weights,
+    )

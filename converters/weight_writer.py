@@ -1,0 +1,235 @@
+"""Streaming weights from a checkpoint into a program's weight file, quantized on the way.
+
+A few rows at a time, on as many threads as there are processors: memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.config import ModelConfig
+from edgekit.errors import ConversionError, SourceError
+from edgekit.graph import TensorReport
+from edgekit.plan import WeightPlan
+from edgekit.progress import Progress, ProgressFn
+from edgekit.source import Tensor
+
+from .onnx_decoder import EmittedDecoder, WeightRegions
+from .onnx_graph import Region
+from .quantize import QuantizedRows, carry_over, quantize
+from .rope import rope_tables
+
+__all__ = ["write_weights"]
+
+CHUNK_ELEMENTS = 1 << 21  # 8 MiB of float32 on each thread
+MOST_THREADS = 4  # more only multiply the memory: reading and writing are shared
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Rows [start, stop) of one stored tensor, which become rows `first_row` and on of a role's weight."""
+
+    role: str
+    tensor: Tensor
+    start: int
+    stop: int
+    first_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    role: str
+    squared_error: float
+    squared_weight: float
+    stored_bytes: int
+
+
+def write_weights(
+    path: Path,
+    emitted: EmittedDecoder,
+    config: ModelConfig,
+    weights: Mapping[str, WeightPlan],
+    parts: Mapping[str, tuple[Tensor, ...]],
+    *,
+    on_progress: ProgressFn | None = None,
+) -> tuple[TensorReport, ...]:
+    """Fill every region of the weight file.
+
+    Raises:
+        SourceError: A weight is not a finite number.
+        ConversionError: The disk is full or the file can't be written.
+    """
+    total_bytes = emitted.builder.data_bytes
+    _check_space(path, total_bytes)
+    chunks = [chunk for role in emitted.weights for chunk in _chunks_of(role, parts[role])]
+    source_bytes = sum(tensor.size_bytes for role in emitted.weights for tensor in parts[role])
+
+    def write(chunk: _Chunk) -> _Written:
+        plan, regions = weights[chunk.role], emitted.weights[chunk.role]
+        return _write_chunk(file, chunk, plan, regions, config.norm_offset)
+
+    try:
+        with _RegionFile(path, total_bytes) as file:
+            for rope, tables in emitted.tables.items():
+                shape = tables[0].shape[0] // (2 if rope.long_factors else 1)
+                for region, table in zip(tables, rope_tables(rope, shape), strict=True):
+                    file.write_rows(region, 0, table.astype(_float_type(region)))
+            written, done = [], 0
+            for result in _in_parallel(write, chunks):
+                written.append(result)
+                done += result.stored_bytes
+                if on_progress:
+                    on_progress(Progress("quantize", done, source_bytes, "bytes"))
+    except OSError as error:
+        what = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise ConversionError(f"{path.name} can't be written: {what}", hint="free some space, or use --out") from error
+    return _reports(written, emitted, weights, parts)
+
+
+def _check_space(path: Path, size_bytes: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if size_bytes > free:
+        raise ConversionError(
+            f"no space left: the weights need {size_bytes / 1e6:,.0f} MB, {path.parent} has {free / 1e6:,.0f} MB",
+            hint="free some space, or choose another place with --out",
+        )
+
+
+def _chunks_of(role: str, tensors: tuple[Tensor, ...]) -> Iterator[_Chunk]:
+    first_row = 0
+    for tensor in tensors:
+        rows = tensor.shape[0]
+        columns = int(np.prod(tensor.shape[1:], dtype=np.int64))
+        step = max(CHUNK_ELEMENTS // columns, 1)
+        for start in range(0, rows, step):
+            yield _Chunk(role, tensor, start, min(start + step, rows), first_row + start)
+        first_row += rows
+
+
+def _write_chunk(
+    file: _RegionFile, chunk: _Chunk, plan: WeightPlan, regions: WeightRegions, norm_offset: float
+) -> _Written:
+    stored_bytes = chunk.tensor.size_bytes * (chunk.stop - chunk.start) // chunk.tensor.shape[0]
+    if plan.form_is_blocks:
+        rows = _quantized(chunk, plan)
+        file.write_rows(regions.values, chunk.first_row, rows.packed)
+        if regions.scales:
+            file.write_rows(regions.scales, chunk.first_row, rows.scales)
+        if regions.zero_points and rows.zero_points is not None:
+            file.write_rows(regions.zero_points, chunk.first_row, rows.zero_points)
+        return _Written(chunk.role, rows.squared_error, rows.squared_weight, stored_bytes)
+    floats = _read(chunk)
+    if chunk.role.endswith("_norm"):
+        floats = floats + np.float32(norm_offset)
+    stored = floats.astype(_float_type(regions.values))
+    file.write_rows(regions.values, chunk.first_row, stored)
+    difference = stored.astype(np.float32) - floats if stored.dtype != floats.dtype else np.zeros(1, np.float32)
+    return _Written(chunk.role, float(np.vdot(difference, difference)), float(np.vdot(floats, floats)), stored_bytes)
+
+
+def _quantized(chunk: _Chunk, plan: WeightPlan) -> QuantizedRows:
+    if plan.carried:
+        rows = carry_over(chunk.tensor.read_blocks(chunk.start, chunk.stop))
+        if not np.isfinite(rows.squared_weight):
+            raise _not_finite(chunk)
+        return rows
+    return quantize(_read(chunk), plan.format)
+
+
+def _read(chunk: _Chunk) -> NDArray[np.float32]:
+    weights = chunk.tensor.read(chunk.start, chunk.stop)
+    # The sum is not finite if any weight is not; where it is only too large, each weight is looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(weights.sum())
+    if suspicious and not np.isfinite(weights).all():
+        raise _not_finite(chunk)
+    return weights
+
+
+def _not_finite(chunk: _Chunk) -> SourceError:
+    return SourceError(
+        f"tensor {chunk.tensor.name} holds values that are not finite numbers",
+        hint="the checkpoint is damaged; fetch it again",
+    )
+
+
+def _float_type(region: Region) -> type[np.floating]:
+    return np.float16 if region.item_bytes == 2 else np.float32
+
+
+def _in_parallel(work: Callable[[_Chunk], _Written], chunks: Iterable[_Chunk]) -> Iterator[_Written]:
+    """Results as they come; at most one chunk waits for each thread, so that an error or Ctrl-C ends it at once."""
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    waiting = iter(chunks)
+    with ThreadPoolExecutor(threads) as pool:
+        running: set[Future[_Written]] = set()
+        for chunk in waiting:
+            running.add(pool.submit(work, chunk))
+            if len(running) > threads:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in finished)
+        yield from (future.result() for future in wait(running).done)
+
+
+def _reports(
+    written: list[_Written],
+    emitted: EmittedDecoder,
+    weights: Mapping[str, WeightPlan],
+    parts: Mapping[str, tuple[Tensor, ...]],
+) -> tuple[TensorReport, ...]:
+    reports = []
+    for role, regions in emitted.weights.items():
+        mine = sorted((part.squared_error, part.squared_weight) for part in written if part.role == role)
+        error, weight = (sum(column) for column in zip(*mine, strict=True))
+        form = weights[role].format
+        places = (regions.values, regions.scales, regions.zero_points)
+        reports.append(
+            TensorReport(
+                role=role,
+                stored=" + ".join(dict.fromkeys(tensor.dtype for tensor in parts[role])),
+                bits=regions.values.item_bytes * 8 if form.is_float else form.bits,
+                block_size=form.block_size,
+                size_bytes=sum(region.size_bytes for region in places if region),
+                source_bytes=sum(tensor.size_bytes for tensor in parts[role]),
+                relative_error=float(f"{(error / weight) ** 0.5 if weight else 0.0:.4g}"),
+            )
+        )
+    return tuple(reports)
+
+
+class _RegionFile:
+    """A weight file of known size, its regions written in any order from several threads."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._handle = path.open("wb", buffering=0)
+        self._handle.truncate(size_bytes)
+        self._lock = threading.Lock()
+
+    def write_rows(self, region: Region, first_row: int, rows: NDArray[np.generic]) -> None:
+        """Write whole rows of a region."""
+        data = memoryview(np.ascontiguousarray(rows)).cast("B")
+        if len(data) % region.row_bytes or first_row * region.row_bytes + len(data) > region.size_bytes:
+            raise ValueError(f"{len(data)} bytes from row {first_row} do not fit region {region}")
+        with self._lock:
+            self._handle.seek(region.offset + first_row * region.row_bytes)
+            while data:
+                data = data[self._handle.write(data) :]
+
+    def __enter__(self) -> _RegionFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handle.close()

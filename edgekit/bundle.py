@@ -1,0 +1,290 @@
+"""Bundle: a directory that holds a converted model, and its manifest `edgekit.json`, the contract with every runtime.
+
+Manifests are untrusted: every field is checked, every file is checked against its size and SHA-256, no path leaves the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from edgekit.errors import BundleError
+from edgekit.graph import CacheLayout, Graph, TensorReport
+
+__all__ = ["MANIFEST", "SCHEMA_VERSION", "Bundle", "Manifest", "Program", "hash_file", "list_files", "open_bundle"]
+
+MANIFEST, GOLDENS, TOKENIZER = "edgekit.json", "goldens.json", "tokenizer.json"
+SCHEMA_VERSION = 1
+LARGEST_MANIFEST_BYTES = 64_000_000
+_DAMAGED = "the bundle was changed or its copy is incomplete; convert the model again"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One format's program and what is known of its quality.
+
+    `quality` holds `status` (`ok`, `failed`, `not-executed`, `not-compared`), `executed` (what ran it, or null), and the
+    figures: see `edgekit.verify`.
+    """
+
+    graph: Graph
+    context: int
+    quality: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        graph = asdict(self.graph)
+        return graph | {"files": list(self.graph.files), "context": self.context, "quality": dict(self.quality)}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What `edgekit.json` says. Keys are snake_case and mean the same in every language."""
+
+    edgekit_version: str
+    model: Mapping[str, Any]
+    target: str
+    plan: Mapping[str, Any]
+    programs: tuple[Program, ...]
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    special_tokens: Mapping[str, str]
+    chat_template: str | None
+    generation_defaults: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    licence: str | None
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's JSON object."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "edgekit_version": self.edgekit_version,
+            "model": dict(self.model),
+            "target": self.target,
+            "plan": dict(self.plan),
+            "programs": [program.to_json() for program in self.programs],
+            "tokenizer": {
+                "file": TOKENIZER,
+                "eos_token_ids": list(self.eos_token_ids),
+                "bos_token_id": self.bos_token_id,
+                "special_tokens": dict(self.special_tokens),
+            },
+            "chat_template": self.chat_template,
+            "generation_defaults": dict(self.generation_defaults),
+            "files": {name: dict(entry) for name, entry in self.files.items()},
+            "provenance": dict(self.provenance),
+            "licence": self.licence,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk."""
+
+    directory: Path
+    manifest: Manifest
+
+    def program(self, format: str | None = None) -> Program:
+        """The program of a format; None takes the first.
+
+        Raises:
+            BundleError: There is none.
+        """
+        formats = [program.graph.format for program in self.manifest.programs]
+        for program in self.manifest.programs:
+            if format in {None, program.graph.format}:
+                return program
+        raise BundleError(f"{self.directory} has no {format} program", hint=f"it has: {', '.join(formats)}")
+
+
+def open_bundle(directory: str | Path, *, check_hashes: bool = True) -> Bundle:
+    """Open a bundle and check its files.
+
+    Args:
+        directory: The bundle.
+        check_hashes: False compares sizes only, which takes no time.
+
+    Raises:
+        BundleError: It is missing, malformed, of a newer schema, or a file is changed, missing or extra.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise BundleError(f"{directory} is not a bundle: no such directory", hint="make one with `edgekit convert`")
+    manifest = _read_manifest(directory)
+    _check_files(directory, manifest, check_hashes)
+    return Bundle(directory, manifest)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def list_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file in a bundle but the manifest, by POSIX path."""
+    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return {
+        name: {"size_bytes": (directory / name).stat().st_size, "sha256": hash_file(directory / name)}
+        for name in names
+        if name != MANIFEST
+    }
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST
+    try:
+        if path.stat().st_size > LARGEST_MANIFEST_BYTES:
+            raise BundleError(f"{MANIFEST} is too large to be a manifest", hint=_DAMAGED)
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}", hint="use `edgekit convert`") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST} can't be read as JSON", hint=_DAMAGED) from error
+    fields = _Fields(values, MANIFEST)
+    version = fields.get("schema_version", int)
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"the bundle has schema {version}, this EdgeKit reads up to {SCHEMA_VERSION}",
+            hint="pip install --upgrade edgekit-toolkit",
+        )
+    return _manifest_from(fields)
+
+
+class _Fields:
+    """Checked access to a JSON object."""
+
+    def __init__(self, values: object, path: str) -> None:
+        if not isinstance(values, dict):
+            raise BundleError(f"{path} is not an object", hint=_DAMAGED)
+        self.values, self.path = values, path
+
+    def get(self, key: str, kind: type[_T]) -> _T:
+        value = self.values.get(key)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.wrong(key, kind.__name__)
+        return value
+
+    def optional(self, key: str, kind: type[_T]) -> _T | None:
+        return None if self.values.get(key) is None else self.get(key, kind)
+
+    def size(self, key: str) -> int:
+        value = self.get(key, int)
+        if value < 0:
+            raise self.wrong(key, "a size")
+        return value
+
+    def nested(self, key: str) -> _Fields:
+        return _Fields(self.values.get(key), f"{self.path}: {key}")
+
+    def objects(self, key: str) -> list[_Fields]:
+        return [_Fields(item, f"{self.path}: {key}[{index}]") for index, item in enumerate(self.get(key, list))]
+
+    def texts(self, key: str) -> dict[str, str]:
+        values = self.get(key, dict)
+        if not all(isinstance(name, str) and isinstance(value, str) for name, value in values.items()):
+            raise self.wrong(key, "an object of texts")
+        return values
+
+    def listed(self, key: str, kind: type[_T]) -> tuple[_T, ...]:
+        values = self.get(key, list)
+        if not all(isinstance(item, kind) and not isinstance(item, bool) for item in values):
+            raise self.wrong(key, f"a list of {kind.__name__}")
+        return tuple(values)
+
+    def wrong(self, key: str, expected: str) -> BundleError:
+        return BundleError(f"{self.path}: {key} is not {expected}", hint=_DAMAGED)
+
+
+def _manifest_from(fields: _Fields) -> Manifest:
+    tokenizer = fields.nested("tokenizer")
+    programs = tuple(_program_from(item) for item in fields.objects("programs"))
+    if not programs:
+        raise BundleError(f"{MANIFEST} lists no program", hint=_DAMAGED)
+    files = fields.get("files", dict)
+    for name in files:
+        _check_path(name)
+    for name in (TOKENIZER, *(file for program in programs for file in program.graph.files)):
+        if name not in files:
+            raise BundleError(f"{MANIFEST} does not list the file {name}", hint=_DAMAGED)
+    return Manifest(
+        edgekit_version=fields.get("edgekit_version", str),
+        model=fields.get("model", dict),
+        target=fields.get("target", str),
+        plan=fields.get("plan", dict),
+        programs=programs,
+        eos_token_ids=tokenizer.listed("eos_token_ids", int),
+        bos_token_id=tokenizer.optional("bos_token_id", int),
+        special_tokens=tokenizer.texts("special_tokens"),
+        chat_template=fields.optional("chat_template", str),
+        generation_defaults=fields.get("generation_defaults", dict),
+        provenance=fields.get("provenance", dict),
+        licence=fields.optional("licence", str),
+        files=files,
+    )
+
+
+def _program_from(fields: _Fields) -> Program:
+    cache = fields.nested("cache")
+    graph = Graph(
+        format=fields.get("format", str),
+        files=fields.listed("files", str),
+        inputs=fields.texts("inputs"),
+        outputs=fields.texts("outputs"),
+        cache=CacheLayout(
+            cache.size("layers"),
+            cache.size("kv_heads"),
+            cache.size("head_dim"),
+            *(cache.get(key, str) for key in ("dtype", "past_key", "past_value", "present_key", "present_value")),
+        ),
+        rope_switch=fields.size("rope_switch"),
+        weights=tuple(_report_from(item) for item in fields.objects("weights")),
+    )
+    context = fields.size("context")
+    if not graph.files or not context or graph.cache.dtype not in {"float32", "float16"}:
+        raise BundleError(f"{fields.path} lacks files, a context or a known cache type", hint=_DAMAGED)
+    if not {"tokens", "length", "logits_start"} <= set(graph.inputs) or "logits" not in graph.outputs:
+        raise BundleError(f"{fields.path} does not name its inputs and outputs", hint=_DAMAGED)
+    return Program(graph, context, fields.get("quality", dict))
+
+
+def _report_from(fields: _Fields) -> TensorReport:
+    error = fields.values.get("relative_error")
+    if not isinstance(error, int | float) or isinstance(error, bool):
+        raise fields.wrong("relative_error", "a number")
+    sizes = (fields.size(key) for key in ("bits", "block_size", "size_bytes", "source_bytes"))
+    return TensorReport(fields.get("role", str), fields.get("stored", str), *sizes, float(error))
+
+
+def _check_path(name: object) -> None:
+    path = PurePosixPath(name) if isinstance(name, str) else PurePosixPath()
+    plain = isinstance(name, str) and path.parts and path.as_posix() == name and not path.is_absolute()
+    if not plain or ".." in path.parts or "\\" in str(name) or ":" in str(name) or "\0" in str(name):
+        raise BundleError(f"{MANIFEST} lists the file {str(name)[:80]!r}, which is not a path in the bundle", hint=_DAMAGED)
+
+
+def _check_files(directory: Path, manifest: Manifest, check_hashes: bool) -> None:
+    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+    missing = sorted(set(manifest.files) - present)
+    extra = sorted(present - set(manifest.files) - {MANIFEST})
+    if missing:
+        raise BundleError(f"{directory}: the file {missing[0]} is missing", hint=_DAMAGED)
+    if extra:
+        raise BundleError(
+            f"{directory}: the file {extra[0]} is not part of the bundle", hint="move it elsewhere, or convert again"
+        )
+    for name, values in manifest.files.items():
+        entry, path = _Fields(values, f"{MANIFEST}: {name}"), directory / name
+        size, stored = entry.size("size_bytes"), path.stat().st_size
+        if path.is_symlink() and directory.resolve() not in path.resolve().parents:
+            raise BundleError(f"{directory}: {name} links to a place outside the bundle", hint=_DAMAGED)
+        if stored != size:
+            raise BundleError(f"{directory}: {name} has {stored:,} bytes, the manifest says {size:,}", hint=_DAMAGED)
+        if check_hashes and hash_file(path) != entry.get("sha256", str):
+            raise BundleError(f"{directory}: {name} was changed: its SHA-256 is not the manifest's", hint=_DAMAGED)

@@ -1,0 +1,61 @@
+"""Graph: a format's program with its declared inputs, outputs and key-value cache layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["CacheLayout", "Graph", "TensorReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayout:
+    """The key-value cache: for each layer one key and one value tensor [1, kv_heads, capacity, head_dim].
+
+    A program reads the tensors named `past_key` and `past_value` (with the layer's number for `{}`) and writes the
+    same-numbered `present_key` and `present_value`; the runtime binds one buffer as both.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    past_key: str = "past_key.{}"
+    past_value: str = "past_value.{}"
+    present_key: str = "present_key.{}"
+    present_value: str = "present_value.{}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """How one weight was stored. `relative_error` is the root of squared error over squared weight; 0 is exact."""
+
+    role: str
+    stored: str
+    bits: int
+    block_size: int
+    size_bytes: int
+    source_bytes: int
+    relative_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A program on disk and what a runtime must know to call it.
+
+    Attributes:
+        format: A format's name, as in `--format`.
+        files: Its files relative to the bundle, the program first.
+        inputs, outputs: Names by meaning: `tokens`, `length`, `logits_start`, optionally `rope_length`; `logits`.
+        cache: The key-value cache.
+        rope_switch: Sequence length above which the long rotary factors apply; 0 where there are none.
+        weights: How each weight was stored.
+    """
+
+    format: str
+    files: tuple[str, ...]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    cache: CacheLayout
+    rope_switch: int
+    weights: tuple[TensorReport, ...]

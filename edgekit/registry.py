@@ -1,0 +1,52 @@
+"""Literal tables from names to the code that serves them; imported on use, so that the core stays light."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from edgekit.errors import MissingExtraError
+
+__all__ = ["ARCHITECTURES", "BACKENDS", "CONVERTERS", "SOURCE_READERS", "load_attribute"]
+
+SOURCE_READERS = {
+    "safetensors": "edgekit.converters.from_safetensors:open_directory",
+    "gguf": "edgekit.converters.from_gguf:open_gguf",
+    "hub": "edgekit.converters.from_hub:open_hub",
+}
+ARCHITECTURES = {
+    "gemma2": "edgekit.converters.architectures.gemma2",
+    "gemma3_text": "edgekit.converters.architectures.gemma3",
+    "llama": "edgekit.converters.architectures.llama",
+    "mistral": "edgekit.converters.architectures.mistral",
+    "phi3": "edgekit.converters.architectures.phi3",
+    "qwen2": "edgekit.converters.architectures.qwen2",
+    "qwen3": "edgekit.converters.architectures.qwen3",
+    "smollm3": "edgekit.converters.architectures.smollm3",
+}
+CONVERTERS = {"onnx": "edgekit.converters.to_onnx:export"}
+BACKENDS = {"onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend"}
+
+# Modules of optional dependencies: the package that brings each, and the extra that asks for it.
+_OPTIONAL = {
+    "onnx": ("onnx", "convert"),
+    "ml_dtypes": ("ml-dtypes", "convert"),
+    "gguf": ("gguf", "convert"),
+    "huggingface_hub": ("huggingface_hub", "convert"),
+}
+
+
+def load_attribute(path: str) -> Any:
+    """Import `module:attribute` (or just `module`).
+
+    Raises:
+        MissingExtraError: A known optional dependency is not installed. Any other ImportError passes through.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name in _OPTIONAL:
+            raise MissingExtraError(*_OPTIONAL[error.name]) from error
+        raise
+    return getattr(module, attribute) if attribute else module

@@ -1,0 +1,1 @@
+"""The Python runtime: one engine over every backend."""

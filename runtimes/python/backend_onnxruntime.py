@@ -1,0 +1,150 @@
+"""ONNX Runtime: key-value buffers bound once as past and present, logits of the last rows only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgekit.errors import BundleError
+from edgekit.graph import Graph
+
+__all__ = ["OnnxRuntimeBackend"]
+
+FIRST_CAPACITY = 256
+_QUIET = 3  # ONNX Runtime's severity "error": its warnings are for the program's author
+
+
+class OnnxRuntimeBackend:
+    """A loaded ONNX program.
+
+    Args:
+        directory: The bundle.
+        graph: The program's description.
+        context: Most tokens of one sequence.
+        threads: For each operator; None leaves it to ONNX Runtime.
+        mapped: Compute from the mapped file without packed copies of the weights: slower, but memory stays free for what
+            does not fit. For references.
+
+    Raises:
+        BundleError: ONNX Runtime does not load the program.
+    """
+
+    def __init__(
+        self, directory: Path, graph: Graph, *, context: int, threads: int | None = None, mapped: bool = False
+    ) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        if threads:
+            options.intra_op_num_threads = threads
+        if mapped:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        try:
+            self.session = ort.InferenceSession(directory / graph.files[0], options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors share no base class but this
+            first_line = str(error).strip().splitlines()[0]
+            raise BundleError(
+                f"{graph.files[0]} is not loaded by ONNX Runtime {ort.__version__}: {first_line}",
+                hint="convert the model again with this version of EdgeKit",
+            ) from error
+        self.graph = graph
+        self.context = context
+
+    def decoder(self) -> OnnxRuntimeDecoder:
+        """A new sequence."""
+        return OnnxRuntimeDecoder(self)
+
+    def close(self) -> None:
+        """Free the weights, once no decoder uses them any more."""
+        del self.session
+
+
+class OnnxRuntimeDecoder:
+    """One sequence. Its buffers double as it grows, up to the context."""
+
+    def __init__(self, backend: OnnxRuntimeBackend) -> None:
+        graph = backend.graph
+        self._session, self._graph, self._context = backend.session, graph, backend.context
+        self._binding = self._session.io_binding()
+        self._length = 0
+        self._capacity = 0
+        self._cache: dict[str, NDArray[np.generic]] = {}
+        self._bound: list[Any] = []  # keeps what the binding points to alive
+        self._total = self._bind_input(graph.inputs["length"], np.zeros((), np.int32))
+        self._start = self._bind_input(graph.inputs["logits_start"], np.zeros(1, np.int64))
+        self._rope_length: NDArray[np.int64] | None = None
+        if "rope_length" in graph.inputs:
+            self._rope_length = self._bind_input(graph.inputs["rope_length"], np.zeros((), np.int64))
+        self._one_token = np.zeros((1, 1), np.int64)
+        self._shapes: tuple[int, int] = (0, 0)
+        vocabulary = next(out.shape[2] for out in self._session.get_outputs() if out.name == graph.outputs["logits"])
+        self._one_row: NDArray[np.float32] = np.empty((1, 1, vocabulary), np.float32)
+        self._logits = self._one_row
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._length
+
+    def forward(self, tokens: NDArray[np.int64], *, rows: int, rope_length: int) -> NDArray[np.float32]:
+        """See `Decoder.forward`."""
+        new = len(tokens)
+        self._reserve(self._length + new)
+        self._total[...] = self._length + new
+        self._start[0] = new - rows
+        if self._rope_length is not None:
+            self._rope_length[...] = rope_length
+        if (new, rows) != self._shapes or new > 1:
+            self._bind_tokens(new, rows)
+        if new == 1:
+            self._one_token[0, 0] = tokens[0]
+        else:
+            self._tokens[0, :] = tokens
+        self._session.run_with_iobinding(self._binding)
+        self._length += new
+        return self._logits[0]
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens from `length` on: the buffers stay, what lies beyond is overwritten."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"rewind to {length} of {self._length} tokens")
+        self._length = length
+
+    def _bind_tokens(self, new: int, rows: int) -> None:
+        self._tokens = self._one_token if new == 1 else np.empty((1, new), np.int64)
+        self._logits = self._one_row if rows == 1 else np.empty((1, rows, self._one_row.shape[2]), np.float32)
+        self._bind_input(self._graph.inputs["tokens"], self._tokens)
+        self._bind_output(self._graph.outputs["logits"], self._logits)
+        self._shapes = (new, rows)
+
+    def _reserve(self, length: int) -> None:
+        if length <= self._capacity:
+            return
+        if length > self._context:
+            raise ValueError(f"{length} tokens in a context of {self._context}")
+        layout = self._graph.cache
+        capacity = min(max(2 * self._capacity, FIRST_CAPACITY, length), self._context)
+        for index in range(layout.layers):
+            for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
+                name = past.format(index)
+                buffer = np.zeros((1, layout.kv_heads, capacity, layout.head_dim), layout.dtype)
+                if self._length:
+                    buffer[:, :, : self._length] = self._cache[name][:, :, : self._length]
+                self._cache[name] = buffer
+                self._bind_input(name, buffer)
+                self._bind_output(present.format(index), buffer)
+        self._capacity = capacity
+
+    def _bind_input(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        self._binding.bind_ortvalue_input(name, self._value_of(array))
+        return array
+
+    def _bind_output(self, name: str, array: NDArray[Any]) -> None:
+        self._binding.bind_ortvalue_output(name, self._value_of(array))
+
+    @staticmethod
+    def _value_of(array: NDArray[Any]) -> Any:
+        return ort.OrtValue.ortvalue_from_numpy(array)  # a view: the array's memory is the tensor's
