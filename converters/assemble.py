@@ -25,6 +25,7 @@ def assemble_source(
     origin: str,
     tensors: Mapping[str, Tensor],
     tokenizer: TokenizerFiles,
+    *,
     provenance: Provenance,
     weight_files: tuple[Path, ...],
 ) -> Source:
@@ -45,7 +46,8 @@ def assemble_source(
     architecture = load_attribute(ARCHITECTURES[model_type])
     description: ModelConfig = architecture.describe(fields)
     parts = {
-        role: _parts_of(description, role, shape, architecture.NAMES, tensors) for role, shape in part_shapes(description).items()
+        role: _parts_of(description, role, shape, architecture.NAMES, tensors)
+        for role, shape in part_shapes(description).items()
     }
     _check_all_used(description, parts, tensors)
     _check_tokenizer(description, tokenizer)
@@ -63,9 +65,7 @@ def _parts_of(
     index, role_name = (match[1], match[2]) if match else ("", role)
     wanted = [name.format(index) for name in names[role_name]]
     rows = (shape[0],) if len(wanted) == 1 else _rows_of_each(config, role_name)
-    return tuple(
-        _checked(name, (count, *shape[1:]), tensors) for name, count in zip(wanted, rows, strict=True)
-    )
+    return tuple(_checked(name, (count, *shape[1:]), tensors) for name, count in zip(wanted, rows, strict=True))
 
 
 def _rows_of_each(config: ModelConfig, role: str) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Reading a GGUF file: metadata, tokenizer and quantized tensors.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is untrusted: every count, length and offset is
-checked before it is used. Block formats are dequantized by the `gguf` package; Q4_0 and Q8_0 blocks can also be carried over.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is untrusted: every count, length and
+offset is checked before it is used. Block formats are dequantized by the `gguf` package; Q4_0 and Q8_0
+blocks can also be carried over.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ __all__ = ["GgufTensor", "open_gguf"]
 
 _EXACT_BLOCKS: Mapping[str, tuple[int, int]] = {"Q4_0": (4, 32), "Q8_0": (8, 32)}
 _DAMAGED = "the file is damaged or the download incomplete; fetch it again"
+_MOST_ROPE_FACTORS = 4096  # one for each pair of a head
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -38,7 +41,7 @@ _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 class GgufTensor:
     """One tensor of a GGUF file, under its Hugging Face name and in its row order.
 
-    `head_dim` is not 0 where the file interleaves the rows of each head (llama's query and key, for ggml's own rotation).
+    `head_dim` is not 0 where the file interleaves the rows of each head (query and key of llama, for ggml's rotation).
     """
 
     name: str
@@ -59,7 +62,8 @@ class GgufTensor:
         rows = self.shape[0]
         stop = rows if stop is None else stop
         raw = self._raw_rows(start, stop)
-        values: NDArray[np.float32] = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[self.dtype])
+        with np.errstate(all="ignore"):  # values that are not finite are refused by the writer
+            values: NDArray[np.float32] = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[self.dtype])
         return values.astype(np.float32, copy=False).reshape(stop - start, *self.shape[1:])
 
     def read_blocks(self, start: int, stop: int) -> StoredBlocks:
@@ -96,30 +100,52 @@ def open_gguf(path: str | Path) -> Source:
     path = Path(path)
     file = PositionalFile(path)
     header = read_gguf_header(file)
-    if header.metadata.get("split.count", 1) not in {0, 1}:
+    if header.metadata.get("split.count", 1) not in (0, 1):
         raise UnsupportedError(f"{path.name} is one part of a split GGUF", hint="merge the parts: gguf-split --merge")
     stored = {entry.name: entry for entry in header.tensors}
-    extra = {name: _tensor(file, header, stored[name]) for name in stored if name.startswith("rope_f")}
-    config = hugging_face_config(header.metadata, stored, {name: t.read().ravel() for name, t in extra.items()})
+    opened = {name: _tensor(file, header, entry) for name, entry in stored.items()}
+    _check_overlaps(path, opened)
+    config = hugging_face_config(header.metadata, stored, _rope_factors(path, opened))
     names = hugging_face_names(str(config["model_type"]), stored)
     heads = permuted_heads(header.metadata, config)
     tensors: dict[str, Tensor] = {}
-    for name, entry in stored.items():
-        tensor = _tensor(file, header, entry)
+    for name, tensor in opened.items():
         wanted = names.get(name, name)
+        if wanted in tensors:
+            raise SourceError(f"{path.name}: tensor {wanted} stands twice, also as {name}", hint=_DAMAGED)
         head_dim = heads if ".q_proj." in wanted or ".k_proj." in wanted else 0
         tensors[wanted] = replace(tensor, name=wanted, head_dim=head_dim)
     provenance = Provenance("gguf", path.name, None, _text(header.metadata.get("general.license")))
-    return assemble_source(config, path.name, tensors, _tokenizer(header.metadata), provenance, (path,))
+    tokenizer = _tokenizer(header.metadata)
+    return assemble_source(config, path.name, tensors, tokenizer, provenance=provenance, weight_files=(path,))
+
+
+def _check_overlaps(path: Path, tensors: Mapping[str, GgufTensor]) -> None:
+    for one, other in pairwise(sorted(tensors.values(), key=lambda tensor: tensor.offset)):
+        if other.offset < one.offset + one.size_bytes:
+            raise SourceError(f"{path.name}: tensors {one.name} and {other.name} overlap", hint=_DAMAGED)
+
+
+def _rope_factors(path: Path, tensors: Mapping[str, GgufTensor]) -> dict[str, NDArray[np.float32]]:
+    """The rotary divisors, the only tensors that are read on opening: they belong to the config."""
+    factors = {}
+    for name, tensor in tensors.items():
+        if name.startswith(("rope_freqs.", "rope_factors_")):
+            if math.prod(tensor.shape) > _MOST_ROPE_FACTORS:
+                raise SourceError(f"{path.name}: tensor {name} has the impossible shape {list(tensor.shape)}")
+            factors[name] = tensor.read().ravel()
+    return factors
 
 
 def _tensor(file: PositionalFile, header: GgufHeader, entry: TensorEntry) -> GgufTensor:
-    name = f"{file.path.name}: tensor {entry.name[:80]}"
+    name = f"{file.path.name}: tensor {entry.name[:80]!r}"
     if not _can_dequantize(entry.dtype):
         raise UnsupportedError(f"{name} is of type {entry.dtype}, which is not read", hint="use a type such as Q8_0")
     block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[entry.dtype]]
     if entry.shape[-1] % block:
         raise SourceError(f"{name} has rows of {entry.shape[-1]} elements, not a multiple of {block}", hint=_DAMAGED)
+    if block > 1 and len(entry.shape) == 1:
+        raise UnsupportedError(f"{name} is a vector stored in blocks ({entry.dtype}), which is not read")
     size_bytes = math.prod(entry.shape) // block * block_bytes
     offset = header.data_start + entry.offset
     if offset + size_bytes > file.size_bytes:
@@ -140,7 +166,8 @@ def _can_dequantize(dtype: str) -> bool:
 
 
 def _tokenizer(metadata: Mapping[str, Any]) -> TokenizerFiles:
-    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    document = tokenizer_json(metadata)  # refuses what is malformed
+    tokens = metadata["tokenizer.ggml.tokens"]
 
     def token_id(key: str) -> int | None:
         value = metadata.get(f"tokenizer.ggml.{key}")
@@ -158,7 +185,7 @@ def _tokenizer(metadata: Mapping[str, Any]) -> TokenizerFiles:
         if (token := token_id(key)) is not None
     }
     return TokenizerFiles(
-        tokenizer_json=tokenizer_json(metadata),
+        tokenizer_json=document,
         chat_template=_text(metadata.get("tokenizer.chat_template")),
         eos_token_ids=ends,
         bos_token_id=token_id("bos_token_id"),

@@ -39,9 +39,9 @@ def open_hub(location: str) -> Source:
         raise SourceError(f"{repository} has no revision {revision!r}", hint="give a branch, tag or commit") from error
     except errors.HFValidationError as error:
         raise SourceError(f"{repository!r} is not a valid hub id", hint="a hub id looks like org/name") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+    except Exception as error:  # offline, timeouts, full disks: errors of the hub's HTTP library have no stable home
         raise SourceError(
-            f"{repository} can't be downloaded and is not in the cache ({type(error).__name__})",
+            f"{repository} can't be downloaded and is not complete in the cache ({type(error).__name__})",
             hint="check the network, or HF_HUB_OFFLINE and HF_HOME; or give a directory",
         ) from error
     commit = Path(directory).name  # a snapshot lies in a folder named after its commit

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,10 @@ from .positional_file import PositionalFile
 
 __all__ = ["SafetensorsTensor", "open_directory", "read_header"]
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LARGEST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 LARGEST_RANK = 8
+LONGEST_FILE_NAME = 255
 _DAMAGED = "the file is damaged or not a safetensors file; fetch it again"
 _NUMPY_TYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _ITEM_BYTES: Mapping[str, int] = {
@@ -64,13 +67,14 @@ class SafetensorsTensor:
             )
         rows = self.shape[0] if self.shape else 1
         stop = rows if stop is None else stop
-        row_bytes = self.size_bytes // rows
+        row_bytes = self.size_bytes // max(rows, 1)
         data = self.file.read(self.offset + start * row_bytes, (stop - start) * row_bytes)
         shape = (stop - start, *self.shape[1:])
         values = data.view(_NUMPY_TYPES[self.dtype]).reshape(shape)
         if self.dtype == "BF16":  # bfloat16 is the upper half of a float32
             return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which the writer refuses
+            return values.astype(np.float32, copy=False)
 
     def read_blocks(self, start: int, stop: int) -> StoredBlocks:
         """Never called: `exact_block` is None."""
@@ -88,7 +92,9 @@ def read_header(file: PositionalFile) -> dict[str, SafetensorsTensor]:
         raise SourceError(f"{name} is too short for a safetensors file ({file.size_bytes} bytes)", hint=_DAMAGED)
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     if length > min(file.size_bytes - 8, LARGEST_HEADER_BYTES):
-        raise SourceError(f"{name}: the header claims {length:,} bytes, the file has {file.size_bytes:,}", hint=_DAMAGED)
+        raise SourceError(
+            f"{name}: the header claims {length:,} bytes, the file has {file.size_bytes:,}", hint=_DAMAGED
+        )
     try:
         header = json.loads(file.read(8, length).tobytes().decode("utf-8"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
@@ -96,7 +102,23 @@ def read_header(file: PositionalFile) -> dict[str, SafetensorsTensor]:
     if not isinstance(header, dict):
         raise SourceError(f"{name}: the header is not an object", hint=_DAMAGED)
     header.pop("__metadata__", None)
-    return {key: _tensor(file, key, entry, 8 + length) for key, entry in header.items()}
+    tensors = {key: _tensor(file, key, entry, 8 + length) for key, entry in header.items()}
+    _check_layout(file, tensors, 8 + length)
+    return tensors
+
+
+def _check_layout(file: PositionalFile, tensors: Mapping[str, SafetensorsTensor], data_start: int) -> None:
+    """The format wants the tensors side by side, from the header to the end of the file."""
+    end = data_start
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.size_bytes)):
+        if tensor.offset != end:
+            what = "overlaps another" if tensor.offset < end else "leaves a gap before it"
+            raise SourceError(f"{file.path.name}: tensor {tensor.name!r} {what}", hint=_DAMAGED)
+        end += tensor.size_bytes
+    if end != file.size_bytes:
+        raise SourceError(
+            f"{file.path.name}: the tensors end at byte {end:,}, the file has {file.size_bytes:,}", hint=_DAMAGED
+        )
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,11 +132,13 @@ def _tensor(file: PositionalFile, key: str, entry: object, data_start: int) -> S
     def wrong(what: str) -> SourceError:
         return SourceError(f"{file.path.name}: tensor {key[:80]!r} {what}", hint=_DAMAGED)
 
+    if not key.isprintable():
+        raise wrong("has a name with control characters")
     if not isinstance(entry, dict):
         raise wrong("has no description")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise wrong(f"has the unknown type {dtype!r}")
+        raise wrong(f"has the unknown type {reprlib.repr(dtype)}")
     if not _are_sizes(shape, LARGEST_RANK):
         raise wrong("has an impossible shape")
     if not _are_sizes(offsets, 2) or len(offsets) != 2:
@@ -128,7 +152,7 @@ def _tensor(file: PositionalFile, key: str, entry: object, data_start: int) -> S
     return SafetensorsTensor(key, tuple(shape), dtype, size_bytes, file, data_start + begin)
 
 
-def _are_sizes(values: object, most: int) -> bool:
+def _are_sizes(values: object, most: int) -> TypeGuard[list[int]]:
     return (
         isinstance(values, list)
         and len(values) <= most
@@ -153,25 +177,37 @@ def open_directory(directory: str | Path, *, name: str | None = None, revision: 
     files = _weight_files(directory)
     tensors: dict[str, Tensor] = {}
     for path in files:
-        tensors |= read_header(PositionalFile(path))
-    _check_index(directory, tensors)
+        found = read_header(PositionalFile(path))
+        twice = sorted(set(found) & set(tensors))
+        if twice:
+            raise SourceError(
+                f"{directory}: tensor {twice[0]} is in {path.name} and in another file ({len(twice)} such tensors)",
+                hint="keep the files of one download only",
+            )
+        tensors |= found
+    _check_index(directory, files, tensors)
     tokenizer = tokenizer_from_directory(directory, config)
     provenance = Provenance("safetensors", name or directory.resolve().name, revision, read_licence(directory))
-    return assemble_source(config, str(directory / "config.json"), tensors, tokenizer, provenance, files)
+    return assemble_source(
+        config, str(directory / "config.json"), tensors, tokenizer, provenance=provenance, weight_files=files
+    )
 
 
 def _refuse_quantized(config: Mapping[str, object]) -> None:
     quantization = config.get("quantization_config") or config.get("compression_config")
-    if isinstance(quantization, Mapping):
-        method = quantization.get("quant_method", "an unnamed method")
+    if quantization:
+        named = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+        method = named if isinstance(named, str) and named.isprintable() else "an unnamed method"
         raise UnsupportedError(
-            f"this checkpoint is already quantized with {method}, which is not read yet",
+            f"this checkpoint is already quantized with {method[:60]}, which is not read yet",
             hint="use the full-precision checkpoint it was made from, or a GGUF",
         )
 
 
 def _weight_files(directory: Path) -> tuple[Path, ...]:
-    index_path = directory / "model.safetensors.index.json"
+    single, index_path = directory / SINGLE, directory / INDEX
+    if single.is_file():  # first, as in transformers; beside it some publishers keep the weights in another layout
+        return (single,)
     if index_path.is_file():
         names = sorted(set(_weight_map(index_path).values()))
         missing = [name for name in names if not (directory / name).is_file()]
@@ -199,14 +235,24 @@ def _weight_map(index_path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{index_path} has no weight_map", hint="download the index again")
     for name in weight_map.values():
-        if not isinstance(name, str) or name != Path(name).name or "\\" in name or not name.endswith(".safetensors"):
-            raise SourceError(f"{index_path} names the shard {name!r}, which is not a plain file name")
+        if not _is_plain_name(name):
+            raise SourceError(
+                f"{index_path} names the shard {reprlib.repr(name)}, which is not a plain file name",
+                hint="download the index again",
+            )
     return weight_map
 
 
-def _check_index(directory: Path, tensors: Mapping[str, Tensor]) -> None:
-    index_path = directory / "model.safetensors.index.json"
-    if not index_path.is_file():
+def _is_plain_name(name: object) -> bool:
+    if not isinstance(name, str) or len(name.encode("utf-8", "replace")) > LONGEST_FILE_NAME:
+        return False
+    plain = name == Path(name).name and name.isprintable() and not set(name) & set("\\/:")
+    return plain and name.endswith(".safetensors")
+
+
+def _check_index(directory: Path, files: tuple[Path, ...], tensors: Mapping[str, Tensor]) -> None:
+    index_path = directory / INDEX
+    if directory / SINGLE in files or not index_path.is_file():
         return
     absent = sorted(set(_weight_map(index_path)) - set(tensors))
     if absent:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.errors import SourceError
+from edgekit.errors import SourceError, UnsupportedError
 from edgekit.source import require_supported
 
 from .gguf_header import TensorEntry
@@ -100,17 +100,21 @@ def hugging_face_config(
         "model_type": model_type,
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": "output.weight" not in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
     values["rope_scaling"] = _rope_scaling(metadata, architecture, rope_factors)
+    if values.get("sliding_window") == 0:  # llama.cpp writes zero for none
+        values["sliding_window"] = None
     head_dim, rotated = _head_dim(values), metadata.get(f"{architecture}.rope.dimension_count")
-    if isinstance(rotated, int) and head_dim and rotated < head_dim:
+    if isinstance(rotated, int) and head_dim and rotated != head_dim:
         values["partial_rotary_factor"] = rotated / head_dim
     original = metadata.get(f"{architecture}.rope.scaling.original_context_length")
     if original:
         values["original_max_position_embeddings"] = original
     if model_type in _GEMMA_27B_LAYERS:
         values |= _gemma_values(model_type, values, head_dim)
-    if model_type == "qwen2" or model_type == "qwen3":
+    if model_type in {"qwen2", "qwen3"}:
         values["sliding_window"] = None
     return values
 
@@ -140,6 +144,11 @@ def _rope_scaling(
     kind = metadata.get(prefix + "type", "none")
     if kind == "none":
         return None
+    for key in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
+        if metadata.get(prefix + key, 1.0) != 1.0:
+            raise UnsupportedError(
+                f"the GGUF sets {prefix}{key}, which is not handled", hint="use the model's safetensors"
+            )
     scaling = {"rope_type": kind, "factor": metadata.get(prefix + "factor")}
     for name, key in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
         if metadata.get(prefix + key):
@@ -148,8 +157,10 @@ def _rope_scaling(
 
 
 def _gemma_values(model_type: str, values: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
-    large = values.get("num_hidden_layers") == _GEMMA_27B_LAYERS[model_type]
-    scalar = values["hidden_size"] / values["num_attention_heads"] if large else head_dim
+    scalar: float = head_dim
+    if values.get("num_hidden_layers") == _GEMMA_27B_LAYERS[model_type]:
+        hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
+        scalar = hidden / heads if isinstance(hidden, int) and isinstance(heads, int) and heads else 0
     return {
         "hidden_activation": "gelu_pytorch_tanh",
         "norm_offset": 0.0,  # the converter has already added the one

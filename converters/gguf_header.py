@@ -17,7 +17,8 @@ __all__ = ["GgufHeader", "TensorEntry", "read_gguf_header"]
 
 _DAMAGED = "the file is damaged, incomplete or not a GGUF file; fetch it again"
 _CHUNK_BYTES = 1 << 20
-_LONGEST_NAME = 1 << 16
+_LARGEST_HEADER_BYTES = 1 << 28  # a vocabulary of 262,144 tokens with its merges takes some 20 MB
+_MOST_ITEMS = 1 << 22  # of one array
 _MOST_DIMENSIONS = 4
 _DEFAULT_ALIGNMENT = 32
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -65,9 +66,9 @@ class _Cursor:
 
     def take(self, size_bytes: int) -> bytes:
         end = self.position + size_bytes
-        if end > self.file.size_bytes:
+        if end > min(self.file.size_bytes, _LARGEST_HEADER_BYTES):
             raise SourceError(
-                f"{self.file.path.name}: the header runs past the end of the file ({self.file.size_bytes:,} bytes)",
+                f"{self.file.path.name}: the header runs to byte {end:,}, the file has {self.file.size_bytes:,}",
                 hint=_DAMAGED,
             )
         if end > len(self._window):
@@ -86,6 +87,12 @@ class _Cursor:
         count: int = self.scalar("Q")
         if count * smallest_item_bytes > self.file.size_bytes - self.position:
             raise SourceError(f"{self.file.path.name}: a count of {count:,} is more than the file holds", hint=_DAMAGED)
+        return count
+
+    def _items(self, item_bytes: int) -> int:
+        count = self.count(item_bytes)
+        if count > _MOST_ITEMS:
+            raise SourceError(f"{self.file.path.name}: an array of {count:,} items is too long", hint=_DAMAGED)
         return count
 
     def text(self) -> str:
@@ -109,11 +116,11 @@ class _Cursor:
     def _array(self) -> list[Any]:
         kind = self.scalar("I")
         if kind == _STRING:
-            return [self.text() for _ in range(self.count(8))]
+            return [self.text() for _ in range(self._items(8))]
         if kind not in _SCALARS:
             raise SourceError(f"{self.file.path.name}: an array of the unknown type {kind}", hint=_DAMAGED)
         item = struct.calcsize(_SCALARS[kind])
-        count = self.count(item)
+        count = self._items(item)
         values = struct.unpack(f"<{count}{_SCALARS[kind]}", self.take(count * item))
         return [bool(value) for value in values] if kind == _BOOL else list(values)
 
@@ -160,6 +167,8 @@ def _pair(cursor: _Cursor) -> tuple[str, Any]:
 def _entry(cursor: _Cursor) -> tuple[str, TensorEntry]:
     file_name = cursor.file.path.name
     name = cursor.text()
+    if not name.isprintable():
+        raise SourceError(f"{file_name}: tensor {name[:80]!r} has a name with control characters", hint=_DAMAGED)
     dimensions = cursor.scalar("I")
     if not 1 <= dimensions <= _MOST_DIMENSIONS:
         raise SourceError(f"{file_name}: tensor {name[:80]!r} has {dimensions} dimensions", hint=_DAMAGED)

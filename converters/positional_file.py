@@ -15,8 +15,8 @@ __all__ = ["PositionalFile"]
 class PositionalFile:
     """A file read in pieces.
 
-    Plain reads, not a memory map: pages of a map stay in the process's resident memory, which would grow with the model.
-    Opened anew for each piece (microseconds), so that threads share nothing and no handle outlives its use.
+    Plain reads, not a memory map: pages of a map stay in the process's resident memory, which would grow with
+    the model. Opened anew for each piece (microseconds), so that threads share nothing and no handle outlives its use.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +33,7 @@ class PositionalFile:
             SourceError: The file ends before that, or can't be read.
         """
         data = np.empty(size_bytes, np.uint8)
-        view, done = memoryview(data), 0
+        view, done = data.data, 0
         try:
             with self.path.open("rb", buffering=0) as handle:
                 handle.seek(offset)

@@ -63,6 +63,6 @@ def _yarn(rope: RopeConfig, base: NDArray[np.float32]) -> NDArray[np.float32]:
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dim - 1)
-    ramp = (np.arange(rope.dim // 2, dtype=np.float32) - low) / (max(high - low, 0.001))
+    ramp = (np.arange(rope.dim // 2, dtype=np.float32) - low) / (high - low or 0.001)
     slow = np.clip(ramp, 0, 1).astype(np.float32)
     return base / np.float32(rope.factor) * slow + base * (1 - slow)

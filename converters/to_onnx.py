@@ -44,6 +44,7 @@ def export(source: Source, plan: Plan, directory: Path, *, on_progress: Progress
         inputs=INPUTS | ({"rope_length": ROPE_LENGTH} if config.longrope_switch else {}),
         outputs=OUTPUTS,
         cache=cache_layout(config, bits),
+        vocab_size=config.vocab_size,
         rope_switch=config.longrope_switch,
         weights=weights,
     )

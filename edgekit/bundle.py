@@ -243,6 +243,7 @@ def _program_from(fields: _Fields) -> Program:
             cache.size("head_dim"),
             *(cache.get(key, str) for key in ("dtype", "past_key", "past_value", "present_key", "present_value")),
         ),
+        vocab_size=fields.size("vocab_size"),
         rope_switch=fields.size("rope_switch"),
         weights=tuple(_report_from(item) for item in fields.objects("weights")),
     )

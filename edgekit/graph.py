@@ -48,6 +48,7 @@ class Graph:
         files: Its files relative to the bundle, the program first.
         inputs, outputs: Names by meaning: `tokens`, `length`, `logits_start`, optionally `rope_length`; `logits`.
         cache: The key-value cache.
+        vocab_size: Columns of the logits.
         rope_switch: Sequence length above which the long rotary factors apply; 0 where there are none.
         weights: How each weight was stored.
     """
@@ -57,5 +58,6 @@ class Graph:
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     cache: CacheLayout
+    vocab_size: int
     rope_switch: int
     weights: tuple[TensorReport, ...]

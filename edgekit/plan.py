@@ -145,12 +145,6 @@ def make_plan(
     )
 
 
-def full_precision_plan(source: Source, plan: Plan) -> Plan:
-    """The same plan with every weight in float32: the reference that programs are compared with."""
-    scheme = RECIPES["fp32"]
-    return replace(plan, scheme=scheme, weights=_plan_weights(source, scheme, []), accuracy_level=0)
-
-
 def _choose_format(target: Target, asked: str | None, notes: list[str]) -> str:
     if asked:
         if asked not in CONVERTERS:

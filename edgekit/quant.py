@@ -159,9 +159,9 @@ def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
     overrides = []
     for item in listed:
         roles, layers = item.pop("roles", []), item.pop("layers", "all")
-        if not isinstance(roles, list) or not roles or not set(roles) <= set(ROLES):
+        if not isinstance(roles, list) or not roles or not all(role in ROLES for role in roles):
             raise PlanError(f"{path}: roles is {roles!r}", hint=f"name some of {', '.join(ROLES)}")
-        if layers not in {"all", "edges"}:
+        if layers not in ("all", "edges"):
             raise PlanError(f"{path}: layers is {layers!r}", hint='use "all" or "edges"')
         overrides.append(Override(tuple(roles), _format_from(item, base, path), layers))
     return QuantScheme(path.stem, base, tuple(overrides))

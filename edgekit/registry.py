@@ -7,7 +7,7 @@ from typing import Any
 
 from edgekit.errors import MissingExtraError
 
-__all__ = ["ARCHITECTURES", "BACKENDS", "CONVERTERS", "SOURCE_READERS", "load_attribute"]
+__all__ = ["ARCHITECTURES", "BACKENDS", "CONVERTERS", "EXECUTORS", "LOADER", "SOURCE_READERS", "load_attribute"]
 
 SOURCE_READERS = {
     "safetensors": "edgekit.converters.from_safetensors:open_directory",
@@ -26,6 +26,8 @@ ARCHITECTURES = {
 }
 CONVERTERS = {"onnx": "edgekit.converters.to_onnx:export"}
 BACKENDS = {"onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend"}
+EXECUTORS = {"onnx": "onnxruntime"}  # what runs a format's program on this machine
+LOADER = "edgekit.runtimes.engine:load_model"
 
 # Modules of optional dependencies: the package that brings each, and the extra that asks for it.
 _OPTIONAL = {

@@ -92,10 +92,12 @@ def _checked(values: dict[str, Any], path: Path) -> Target:
             raise TargetError(f"{path.name} has no {name}", hint="see targets/README.md")
         kind, expected = kinds.get(name, (int, "a whole number over zero"))
         value = values[name]
-        if type(value) is not kind or (kind is int and value <= 0):
+        if type(value) is not kind or (type(value) is int and value <= 0):
             raise TargetError(f"{path.name}: {name} is {value!r}, expected {expected}")
     if not values["formats"] or not all(isinstance(item, str) for item in values["formats"]):
         raise TargetError(f"{path.name}: formats is {values['formats']!r}, expected a list of format names")
+    if not all(isinstance(item, str) for item in values["sources"].values()):
+        raise TargetError(f"{path.name}: sources is not {kinds['sources'][1]}")
     if values["app_memory_bytes"] > values["memory_bytes"]:
         raise TargetError(f"{path.name}: an app may use more memory than the device has")
     return Target(**(values | {"formats": tuple(values["formats"])}))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from edgekit.errors import SourceError
 
@@ -24,55 +26,57 @@ class ConfigFields:
         """True where the key is there and not null."""
         return self.values.get(key) is not None
 
-    def size(self, key: str, default: int | None = None) -> int:
+    def size(self, key: str, default: int | None = None, *, most: int = LARGEST_SIZE) -> int:
         """A whole number over zero."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < LARGEST_SIZE:
-            raise self._wrong(key, value, "a whole number over zero")
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise self.wrong(key, value, "a whole number over zero")
+        if value > most:
+            raise self.wrong(key, value, f"at most {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self._wrong(key, value, "a number")
+        if not _is_finite(value):
+            raise self.wrong(key, value, "a number")
         return float(value)
 
     def positive(self, key: str, default: float | None = None) -> float:
         """A finite number over zero."""
         value = self.number(key, default)
         if value <= 0:
-            raise self._wrong(key, value, "a number over zero")
+            raise self.wrong(key, value, "a number over zero")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise self._wrong(key, value, "true or false")
+            raise self.wrong(key, value, "true or false")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string."""
         value = self._get(key, default)
         if not isinstance(value, str):
-            raise self._wrong(key, value, "a text")
+            raise self.wrong(key, value, "a text")
         return value
 
     def numbers(self, key: str, length: int) -> tuple[float, ...]:
         """A list of `length` finite numbers over zero."""
         value = self._get(key, None)
         if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != length:
-            raise self._wrong(key, value, f"a list of {length} numbers")
-        if not all(isinstance(item, int | float) and math.isfinite(item) and item > 0 for item in value):
-            raise self._wrong(key, value, "numbers over zero")
+            raise self.wrong(key, value, f"a list of {length} numbers")
+        if not all(_is_finite(item) and item > 0 for item in value):
+            raise self.wrong(key, value, "numbers over zero")
         return tuple(float(item) for item in value)
 
     def items(self, key: str, length: int) -> tuple[object, ...]:
         """A list of at least `length` items, cut to that length."""
         value = self._get(key, None)
         if isinstance(value, str) or not isinstance(value, Sequence) or len(value) < length:
-            raise self._wrong(key, value, f"a list of {length} items")
+            raise self.wrong(key, value, f"a list of {length} items")
         return tuple(value[:length])
 
     def nested(self, key: str) -> ConfigFields:
@@ -81,7 +85,7 @@ class ConfigFields:
         if value is None:
             value = {}
         if not isinstance(value, Mapping):
-            raise self._wrong(key, value, "an object")
+            raise self.wrong(key, value, "an object")
         return ConfigFields(value, f"{self.origin}: {key}")
 
     def _get(self, key: str, default: object) -> object:
@@ -92,9 +96,19 @@ class ConfigFields:
             raise SourceError(f"{self.origin} has no {key!r}", hint="the file is incomplete; download it again")
         return default
 
-    def _wrong(self, key: str, value: object, expected: str) -> SourceError:
-        shown = repr(value)
+    def wrong(self, key: str, value: object, expected: str) -> SourceError:
+        """The error for a value that is not what it should be."""
+        shown = reprlib.repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return SourceError(
             f"{self.origin}: {key} is {shown}, expected {expected}", hint="the file is damaged or not a model config"
         )
+
+
+def _is_finite(value: object) -> TypeGuard[int | float]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False

@@ -8,16 +8,16 @@ from edgekit.config import LayerConfig, ModelConfig
 
 from .fields import ConfigFields
 from .rope_fields import rope_from
-from .standard import GEMMA_NORM_NAMES, STANDARD_NAMES, decoder, head_size, layer_kinds, windowed_layers
+from .standard import GEMMA_NORM_NAMES, STANDARD_NAMES, decoder, head_size, layer_count, layer_kinds, windowed_layers
 
 __all__ = ["NAMES", "describe", "gemma_decoder"]
 
-NAMES = STANDARD_NAMES | GEMMA_NORM_NAMES
+NAMES = {**STANDARD_NAMES, **GEMMA_NORM_NAMES}
 
 
 def describe(fields: ConfigFields) -> ModelConfig:
     """Map a `model_type: gemma2` config."""
-    count = fields.size("num_hidden_layers")
+    count = layer_count(fields)
     default = tuple("full_attention" if index % 2 else "sliding_attention" for index in range(count))
     layers = windowed_layers(fields, layer_kinds(fields, default), rope_from(fields, head_size(fields)))
     softcaps = _softcap(fields, "attn_logit_softcapping", 50.0), _softcap(fields, "final_logit_softcapping", 30.0)

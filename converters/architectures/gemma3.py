@@ -8,7 +8,7 @@ from edgekit.errors import UnsupportedError
 from .fields import ConfigFields
 from .gemma2 import NAMES, gemma_decoder
 from .rope_fields import rope_from
-from .standard import head_size, layer_kinds
+from .standard import head_size, layer_count, layer_kinds
 
 __all__ = ["NAMES", "describe"]
 
@@ -23,7 +23,7 @@ def describe(fields: ConfigFields) -> ModelConfig:
     if not fields.has("head_dim"):
         fields = ConfigFields({**fields.values, "head_dim": 256}, fields.origin)
     pattern = fields.size("sliding_window_pattern", DEFAULT_PATTERN)
-    count = fields.size("num_hidden_layers")
+    count = layer_count(fields)
     default = tuple("sliding_attention" if (index + 1) % pattern else "full_attention" for index in range(count))
     attention = {"query_key_norm": True, "softcap": fields.number("attn_logit_softcapping", 0.0)}
     softcap = fields.number("final_logit_softcapping", 0.0)

@@ -6,7 +6,7 @@ from edgekit.config import LayerConfig, ModelConfig
 
 from .fields import ConfigFields
 from .rope_fields import rope_from
-from .standard import STANDARD_NAMES, decoder, head_size, layer_kinds, windowed_layers
+from .standard import STANDARD_NAMES, decoder, head_size, layer_count, layer_kinds, windowed_layers
 
 __all__ = ["NAMES", "describe", "qwen_layers"]
 
@@ -21,7 +21,7 @@ def describe(fields: ConfigFields) -> ModelConfig:
 
 def qwen_layers(fields: ConfigFields) -> tuple[LayerConfig, ...]:
     """Sliding windows, where they are switched on, from layer `max_window_layers` up."""
-    count = fields.size("num_hidden_layers")
+    count = layer_count(fields)
     sliding = fields.flag("use_sliding_window", False) and fields.has("sliding_window")
     first = int(fields.number("max_window_layers", 28)) if sliding else count
     default = tuple("sliding_attention" if index >= first else "full_attention" for index in range(count))

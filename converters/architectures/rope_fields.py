@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from edgekit.config import RopeConfig
-from edgekit.errors import UnsupportedError
+from edgekit.errors import SourceError, UnsupportedError
 
 from .fields import ConfigFields
 
@@ -13,6 +13,7 @@ __all__ = ["rope_from"]
 
 _KINDS = ("default", "linear", "llama3", "yarn", "longrope")
 _OLD_NAMES = {"su": "longrope"}
+LARGEST_THETA = 1e15  # published ones end at some 1e9; its powers are taken in float32
 
 
 def rope_from(
@@ -33,8 +34,9 @@ def rope_from(
     if scaling is None:
         scaling = fields.nested("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
     theta = scaling.positive("rope_theta", fields.positive("rope_theta", theta))
-    partial = scaling.positive("partial_rotary_factor", fields.positive("partial_rotary_factor", 1.0))
-    dim = int(head_dim * partial)
+    if not 1 < theta <= LARGEST_THETA:
+        raise scaling.wrong("rope_theta", theta, f"a number over 1, up to {LARGEST_THETA:g}")
+    dim = _rotated(fields, scaling, head_dim)
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     kind = _OLD_NAMES.get(kind, kind)
     if kind == "factors":
@@ -44,20 +46,26 @@ def rope_from(
     if kind == "linear":
         return RopeConfig(theta, dim, "linear", factor=scaling.positive("factor"))
     if kind == "llama3":
-        return RopeConfig(
-            theta,
-            dim,
-            "llama3",
-            factor=scaling.positive("factor"),
-            original_context=_original_context(fields, scaling),
-            low_freq_factor=scaling.positive("low_freq_factor"),
-            high_freq_factor=scaling.positive("high_freq_factor"),
-        )
+        return _llama3(fields, scaling, theta, dim)
     if kind == "yarn":
         return _yarn(fields, scaling, theta, dim)
     if kind == "longrope":
         return _longrope(fields, scaling, theta, dim)
     return RopeConfig(theta, dim)
+
+
+def _rotated(fields: ConfigFields, scaling: ConfigFields, head_dim: int) -> int:
+    """Rotated dimensions of a head: pairs, not more than there are."""
+    key = "partial_rotary_factor"
+    partial = scaling.positive(key, fields.positive(key, 1.0))
+    if partial > 1:
+        raise scaling.wrong(key, partial, f"at most 1: a head has {head_dim} dimensions")
+    dim = int(head_dim * partial)
+    if dim < 2 or dim % 2:
+        raise SourceError(
+            f"{scaling.origin}: {key} {partial:g} rotates {dim} of {head_dim} dimensions, not whole pairs"
+        )
+    return dim
 
 
 def _original_context(fields: ConfigFields, scaling: ConfigFields) -> int:
@@ -67,6 +75,21 @@ def _original_context(fields: ConfigFields, scaling: ConfigFields) -> int:
     return scaling.size(key, fields.size("max_position_embeddings"))
 
 
+def _llama3(fields: ConfigFields, scaling: ConfigFields, theta: float, dim: int) -> RopeConfig:
+    low, high = scaling.positive("low_freq_factor"), scaling.positive("high_freq_factor")
+    if low >= high:
+        raise scaling.wrong("high_freq_factor", high, f"more than low_freq_factor, which is {low:g}")
+    return RopeConfig(
+        theta,
+        dim,
+        "llama3",
+        factor=scaling.positive("factor"),
+        original_context=_original_context(fields, scaling),
+        low_freq_factor=low,
+        high_freq_factor=high,
+    )
+
+
 def _yarn(fields: ConfigFields, scaling: ConfigFields, theta: float, dim: int) -> RopeConfig:
     original = _original_context(fields, scaling)
     factor = scaling.positive("factor", fields.size("max_position_embeddings") / original)
@@ -74,7 +97,7 @@ def _yarn(fields: ConfigFields, scaling: ConfigFields, theta: float, dim: int) -
     def mscale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    weights = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
+    weights = _positive_or(scaling, "mscale", 0.0), _positive_or(scaling, "mscale_all_dim", 0.0)
     inferred = mscale(weights[0]) / mscale(weights[1]) if all(weights) else mscale(1.0)
     return RopeConfig(
         theta,
@@ -82,16 +105,23 @@ def _yarn(fields: ConfigFields, scaling: ConfigFields, theta: float, dim: int) -
         "yarn",
         factor=factor,
         original_context=original,
-        beta_fast=scaling.number("beta_fast", 0.0) or 32.0,
-        beta_slow=scaling.number("beta_slow", 0.0) or 1.0,
+        beta_fast=_positive_or(scaling, "beta_fast", 32.0),
+        beta_slow=_positive_or(scaling, "beta_slow", 1.0),
         truncate=scaling.flag("truncate", True),
         attention_factor=scaling.positive("attention_factor", inferred),
     )
 
 
+def _positive_or(scaling: ConfigFields, key: str, default: float) -> float:
+    """As transformers reads these: zero means the default."""
+    return scaling.positive(key) if scaling.values.get(key) else default
+
+
 def _longrope(fields: ConfigFields, scaling: ConfigFields, theta: float, dim: int) -> RopeConfig:
     original = _original_context(fields, scaling)
     factor = scaling.positive("factor", fields.size("max_position_embeddings") / original)
+    if original < 2:
+        raise scaling.wrong("original_max_position_embeddings", original, "at least 2")
     inferred = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return RopeConfig(
         theta,

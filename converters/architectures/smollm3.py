@@ -6,7 +6,7 @@ from edgekit.config import LayerConfig, ModelConfig
 
 from .fields import ConfigFields
 from .rope_fields import rope_from
-from .standard import STANDARD_NAMES, decoder, head_size, layer_kinds
+from .standard import STANDARD_NAMES, decoder, head_size, layer_count, layer_kinds
 
 __all__ = ["NAMES", "describe"]
 
@@ -16,7 +16,7 @@ DEFAULT_THETA = 2_000_000.0
 
 def describe(fields: ConfigFields) -> ModelConfig:
     """Map a `model_type: smollm3` config."""
-    count = fields.size("num_hidden_layers")
+    count = layer_count(fields)
     interval = fields.size("no_rope_layer_interval", 4)
     rotated = (
         tuple(bool(flag) for flag in fields.items("no_rope_layers", count))

@@ -11,8 +11,18 @@ from edgekit.errors import SourceError, UnsupportedError
 from .fields import ConfigFields
 from .rope_fields import rope_from
 
-__all__ = ["FUSED_NAMES", "GEMMA_NORM_NAMES", "STANDARD_NAMES", "decoder", "layer_kinds", "windowed_layers"]
+__all__ = [
+    "FUSED_NAMES",
+    "GEMMA_NORM_NAMES",
+    "STANDARD_NAMES",
+    "decoder",
+    "head_size",
+    "layer_count",
+    "layer_kinds",
+    "windowed_layers",
+]
 
+MOST_LAYERS = 4096  # the largest models have some 130; a layer takes memory here before any weight is seen
 _ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -80,7 +90,7 @@ def decoder(
         raise SourceError(f"{fields.origin}: {heads} attention heads are not a multiple of {kv_heads} key-value heads")
     bias = fields.flag("attention_bias", False) if attention_bias is None else attention_bias
     attention_fields = {"scale": head_dim**-0.5, "qkv_bias": bias, "output_bias": bias} | dict(attention or {})
-    count = fields.size("num_hidden_layers")
+    count = layer_count(fields)
     values: dict[str, Any] = {
         "model_type": fields.text("model_type"),
         "vocab_size": fields.size("vocab_size"),
@@ -97,12 +107,20 @@ def decoder(
     return ModelConfig(**(values | changes))
 
 
+def layer_count(fields: ConfigFields) -> int:
+    """Number of layers."""
+    return fields.size("num_hidden_layers", most=MOST_LAYERS)
+
+
 def head_size(fields: ConfigFields) -> int:
-    """Size of one attention head."""
+    """Size of one attention head; even, since rotation works on pairs."""
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     if not fields.has("head_dim") and hidden % heads:
         raise SourceError(f"{fields.origin}: hidden_size {hidden} is not a multiple of {heads} attention heads")
-    return fields.size("head_dim", max(hidden // heads, 1))
+    head_dim = fields.size("head_dim", max(hidden // heads, 1))
+    if head_dim % 2:
+        raise fields.wrong("head_dim", head_dim, "an even number")
+    return head_dim
 
 
 def layer_kinds(fields: ConfigFields, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -113,7 +131,7 @@ def layer_kinds(fields: ConfigFields, default: tuple[str, ...]) -> tuple[str, ..
     """
     kinds = fields.items("layer_types", len(default)) if fields.has("layer_types") else default
     for kind in kinds:
-        if kind not in {"full_attention", "sliding_attention"}:
+        if kind not in ("full_attention", "sliding_attention"):
             raise UnsupportedError(
                 f"layer type {kind!r} is not supported", hint="supported: full_attention, sliding_attention"
             )

@@ -1,0 +1,76 @@
+"""The command line: one module per command, imported only when it is called, and one boundary where errors become text."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from edgekit.errors import EdgeKitError
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+# Command -> the line that --help shows. A command's module is only imported to run it: --help stays quick.
+COMMANDS = {
+    "convert": "Convert a model to a verified bundle for one device.",
+    "run": "Answer one prompt.",
+    "chat": "Talk with a model.",
+    "verify": "Run a bundle's programs and compare them with the full-precision reference.",
+    "inspect": "Show what a bundle or a checkpoint holds.",
+    "targets": "List the devices, or explain one.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"edgekit.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"no such command {args[0]!r}, expected one of {', '.join(COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edgekit-toolkit", prog_name="edgekit")
+def _edgekit() -> None:
+    """Deploy language models to phones, Raspberry Pi boards and Copilot+ PCs."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code: 0 done, 1 an EdgeKit error, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a Windows console's own encoding can't show every model's text
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        code = _edgekit.main(arguments, prog_name="edgekit", standalone_mode=False)
+    except EdgeKitError as error:
+        click.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        return 1
+    return code if isinstance(code, int) else 0

@@ -80,8 +80,7 @@ class OnnxRuntimeDecoder:
             self._rope_length = self._bind_input(graph.inputs["rope_length"], np.zeros((), np.int64))
         self._one_token = np.zeros((1, 1), np.int64)
         self._shapes: tuple[int, int] = (0, 0)
-        vocabulary = next(out.shape[2] for out in self._session.get_outputs() if out.name == graph.outputs["logits"])
-        self._one_row: NDArray[np.float32] = np.empty((1, 1, vocabulary), np.float32)
+        self._one_row: NDArray[np.float32] = np.empty((1, 1, graph.vocab_size), np.float32)
         self._logits = self._one_row
 
     @property

@@ -30,15 +30,23 @@ __all__ = ["LoadedModel", "ModelSession", "load_model"]
 PREFILL_CHUNK = 512  # tokens computed at a time: bounds the memory of activations, and how long a cancel waits
 
 
-def load_model(bundle: Bundle, program: Program, *, threads: int | None = None) -> LoadedModel:
+def load_model(
+    bundle: Bundle, program: Program, *, threads: int | None = None, mapped: bool = False
+) -> LoadedModel:
     """Load a bundle's program.
+
+    Args:
+        threads: For each operator; None leaves it to the backend.
+        mapped: Compute from mapped weights: slower, with little memory.
 
     Raises:
         BundleError: The runtime does not load it, or the tokenizer is malformed.
     """
     started = time.perf_counter()
     backend_class = load_attribute(BACKENDS[program.graph.format])
-    backend = backend_class(bundle.directory, program.graph, context=program.context, threads=threads)
+    backend = backend_class(
+        bundle.directory, program.graph, context=program.context, threads=threads, mapped=mapped
+    )
     return LoadedModel(bundle, program, backend, _load_tokenizer(bundle.directory / "tokenizer.json"), started)
 
 

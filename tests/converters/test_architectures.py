@@ -5,20 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
-
-from edgekit.converters.to_onnx import export
-from edgekit.plan import make_plan
-from edgekit.runtimes.backend import Decoder
-from edgekit.runtimes.backend_onnxruntime import OnnxRuntimeBackend
-from edgekit.source import open_source
-from edgekit.target import load_target
-
-# Both sides compute in float32 in different orders; logits here are of size 1 to 10.
-LOGITS_TOLERANCE = 1e-4
-PROMPT, DECODE = 70, 40
 
 WINDOW = 24  # shorter than the prompt: the sequence runs past it
 LLAMA3 = {
@@ -83,45 +70,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def reference_logits(directory: Path, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Logits [tokens, vocabulary] of one whole forward in transformers."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
-    with torch.no_grad():
-        logits: NDArray[np.float32] = model(torch.from_numpy(tokens[None])).logits[0].numpy()
-    return logits
-
-
-def emitted_decoder(directory: Path, out: Path, quant: str = "fp32") -> Decoder:
-    """The model converted without verification, and loaded."""
-    source = open_source(directory)
-    plan = make_plan(source, load_target("linux-x86-64"), quant=quant)
-    graph = export(source, plan, out)
-    return OnnxRuntimeBackend(out, graph, context=plan.context, threads=2).decoder()
-
-
-def decoded(decoder: Decoder, tokens: NDArray[np.int64], chunk: int) -> NDArray[np.float32]:
-    """Logits of every position: the prompt in chunks, the rest token by token."""
-    steps = [*range(0, PROMPT, chunk), *range(PROMPT, len(tokens)), len(tokens)]
-    steps = sorted({min(step, PROMPT) if step < PROMPT else step for step in steps})
-    pieces = [
-        decoder.forward(tokens[start:stop], rows=stop - start, rope_length=len(tokens)).copy()
-        for start, stop in zip(steps, [*steps[1:]], strict=False)
-    ]
-    return np.concatenate(pieces)
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_logits_equal_transformers(case: str, tiny_model: Any, tmp_path: Path) -> None:
+def test_logits_equal_transformers(case: str, tiny_model: Any, check_logits: Any, tmp_path: Path) -> None:
     model_type, changes = CASES[case]
     directory = tiny_model(model_type, **changes)
-    tokens = np.random.default_rng(1).integers(0, 256, PROMPT + DECODE)
-    expected = reference_logits(directory, tokens)
-    assert np.abs(expected).max() > 1, "a reference with flat logits would prove nothing"
-    decoder = emitted_decoder(directory, tmp_path)
-    for chunk in (PROMPT, 16):
-        found = decoded(decoder, tokens, chunk)
-        np.testing.assert_allclose(found, expected, atol=LOGITS_TOLERANCE, rtol=0)
-        decoder.rewind(0)
+    check_logits(directory, directory, tmp_path, chunks=(70, 16))

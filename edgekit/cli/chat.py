@@ -1,0 +1,63 @@
+"""edgekit chat."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.cli.options import generation_options
+from edgekit.errors import GenerationError
+from edgekit.session import Message, Session
+
+__all__ = ["command"]
+
+_HELP = "A line is a message. /new forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C ends a reply."
+
+
+@click.command("chat")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@generation_options
+def command(bundle: Path, threads: int | None, **options: Any) -> None:
+    """Talk with the model in BUNDLE. The conversation stays in the cache: each turn computes only what is new."""
+    from edgekit.loading import load
+
+    with load(bundle, threads=threads) as model:
+        if model.template is None:
+            raise GenerationError("this model has no chat template", hint="use `edgekit run` with a plain text")
+        click.echo(_HELP, err=True)
+        session, messages = model.session(), list[Message]()
+        while (line := _ask()) is not None:
+            if line == "/quit":
+                return
+            if line == "/new":
+                messages.clear()
+            elif line:
+                _turn(session, messages, line, options)
+
+
+def _ask() -> str | None:
+    """The next line, or None at the end of the input."""
+    click.echo("> ", nl=False, err=True)
+    line = sys.stdin.readline()
+    return line.strip() if line else None
+
+
+def _turn(session: Session, messages: list[Message], line: str, options: dict[str, Any]) -> None:
+    messages.append({"role": "user", "content": line})
+    text = ""
+    try:
+        for chunk in session.stream(messages, **options):
+            text += chunk.text
+            click.echo(chunk.text, nl=False)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        click.echo(" [cancelled]", err=True)
+    except GenerationError as error:  # too long for the context: the conversation goes on without this message
+        messages.pop()
+        click.echo(f"error: {error.message}\nhint: /new starts again", err=True)
+        return
+    click.echo()
+    messages.append({"role": "assistant", "content": text})

@@ -1,0 +1,99 @@
+"""edgekit convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekit.bundle import Bundle
+from edgekit.cli.options import json_option, print_json, progress_bars, size_text
+
+__all__ = ["command"]
+
+
+@click.command("convert")
+@click.argument("source")
+@click.option("--target", required=True, metavar="ID", help="The device: an id from `edgekit targets`, or a profile file.")
+@click.option("--format", "format_", metavar="F", help="By default the first that the target prefers and is converted to.")
+@click.option(
+    "--quant",
+    default="auto",
+    metavar="SCHEME",
+    help="auto (default), keep, fp32, fp16, int8, int4, int4-mixed, or a recipe file.",
+)
+@click.option("--context", type=click.IntRange(1), metavar="N", help="Tokens; by default at most 4,096, and what fits.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The bundle; <model>-<target>.edgekit.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option("--no-verify", is_flag=True, help="Do not run the program; the manifest says so.")
+@click.option("--allow-low-quality", is_flag=True, help="Keep a program that fails its quality bound; labelled.")
+@json_option
+def command(
+    source: str,
+    target: str,
+    format_: str | None,
+    quant: str,
+    context: int | None,
+    out: Path | None,
+    force: bool,
+    no_verify: bool,
+    allow_low_quality: bool,
+    as_json: bool,
+) -> None:
+    """Convert SOURCE to a verified bundle for one device.
+
+    SOURCE is a directory with config.json and safetensors, a .gguf file, a hub id such as org/name or org/name@revision, or
+    `sample`, a small real chat model.
+    """
+    from edgekit.pipeline import convert
+
+    with progress_bars() as on_progress:
+        bundle = convert(
+            source,
+            target=target,
+            format=format_,
+            quant=quant,
+            context=context,
+            out=out,
+            force=force,
+            verify=not no_verify,
+            allow_low_quality=allow_low_quality,
+            on_progress=on_progress,
+        )
+    for note in bundle.manifest.plan["notes"]:
+        click.echo(f"note: {note}", err=True)
+    if as_json:
+        print_json({"bundle": str(bundle.directory), **bundle.manifest.to_json()})
+    else:
+        click.echo(_summary(bundle))
+
+
+def _summary(bundle: Bundle) -> str:
+    plan, quality = bundle.manifest.plan, bundle.manifest.programs[0].quality
+    size_bytes = sum(entry["size_bytes"] for entry in bundle.manifest.files.values())
+    lines = [
+        f"{bundle.directory}",
+        f"  {plan['format']}, {plan['quant']}, context {plan['context']:,}, {size_text(size_bytes)}",
+        f"  on {bundle.manifest.target}: {_fit(plan)}",
+    ]
+    if quality["executed"] is None:
+        lines.append(f"  not executed: {quality['reason']}")
+    elif "kl_mean" in quality:
+        lines.append(
+            f"  run on {quality['executed']}, {quality['status']}: mean KL {quality['kl_mean']:.3g} (bound "
+            f"{quality['kl_bound']}), top-1 agreement {quality['top1_agreement']:.1%} over {quality['positions']} positions"
+        )
+    else:
+        lines.append(f"  run on {quality['executed']}, {quality['status']}: {quality['reason']}")
+    return "\n".join(lines)
+
+
+def _fit(plan: dict[str, object] | object) -> str:
+    if not isinstance(plan, dict):
+        return "unknown"
+    memory, speed = plan["memory"], plan["speed"]
+    fits = "fits" if plan["fits"] == "yes" else "does not fit"
+    return (
+        f"{fits} ({size_text(memory['total_bytes'])} of {size_text(memory['budget_bytes'])}), "
+        f"about {speed['decode_tokens_per_s']:.0f} tokens/s (modelled)"
+    )

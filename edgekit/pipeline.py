@@ -1,0 +1,167 @@
+"""convert(): open, plan, export, verify, write."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgekit.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, Program, hash_file, list_files
+from edgekit.errors import ConversionError
+from edgekit.gate import NOT_VERIFIED, check_size, verify_program
+from edgekit.graph import Graph
+from edgekit.plan import Plan, make_plan
+from edgekit.progress import ProgressFn
+from edgekit.registry import CONVERTERS, load_attribute
+from edgekit.source import Source, open_source
+from edgekit.target import load_target
+
+__all__ = ["convert"]
+
+_TOOLS = ("edgekit-toolkit", "numpy", "onnx", "onnxruntime", "gguf")
+
+
+def convert(
+    source: str | Path,
+    *,
+    target: str | Path,
+    out: str | Path | None = None,
+    quant: str = "auto",
+    context: int | None = None,
+    format: str | None = None,
+    force: bool = False,
+    verify: bool = True,
+    allow_low_quality: bool = False,
+    on_progress: ProgressFn | None = None,
+) -> Bundle:
+    """Convert a checkpoint to a verified bundle for one device.
+
+    Args:
+        source: A directory with safetensors, a .gguf file, a hub id `org/name[@revision]`, or `sample`.
+        target: A device's id (`edgekit targets`), or a profile file.
+        out: The bundle's directory; `<model>-<target>.edgekit` by default.
+        quant: `auto`, a recipe's name, or a recipe file.
+        context: Tokens; by default the smaller of the model's own and 4,096, or what fits.
+        format: By default the first that the target prefers and EdgeKit converts to.
+        force: Overwrite `out`.
+        verify: Run the program and compare it with the full-precision reference.
+        allow_low_quality: Let a program pass that fails its quality bound; the manifest says so.
+        on_progress: Called with each step of long work.
+
+    Raises:
+        EdgeKitError: See `edgekit.errors`; then nothing is written.
+    """
+    opened = open_source(source)
+    plan = make_plan(opened, load_target(target), quant=quant, context=context, format=format)
+    directory = Path(out) if out else Path(f"{Path(opened.provenance.name).stem}-{plan.target}.edgekit")
+    with _written_aside(directory, force=force) as unfinished, ThreadPoolExecutor(1) as hasher:
+        hashes = hasher.submit(_weight_hashes, opened)
+        graph: Graph = load_attribute(CONVERTERS[plan.format])(opened, plan, unfinished, on_progress=on_progress)
+        (unfinished / TOKENIZER).write_text(opened.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
+        manifest = _manifest(opened, plan, graph)
+        check_size(opened, graph)
+        quality: Mapping[str, Any] = NOT_VERIFIED
+        if verify:
+            program = Bundle(unfinished, manifest)
+            quality = verify_program(program, opened, plan, allow_low_quality=allow_low_quality, on_progress=on_progress)
+        manifest = replace(
+            manifest,
+            programs=(Program(graph, plan.context, quality),),
+            provenance=dict(manifest.provenance) | {"weight_files": hashes.result()},
+            files=list_files(unfinished),
+        )
+        _write_json(unfinished / MANIFEST, manifest.to_json())
+    return Bundle(directory, manifest)
+
+
+def _manifest(source: Source, plan: Plan, graph: Graph) -> Manifest:
+    """The manifest as far as it is known before verification."""
+    config, tokenizer, provenance = source.config, source.tokenizer, source.provenance
+    versions = {"python": platform.python_version()} | dict(_installed_versions())
+    return Manifest(
+        edgekit_version=versions["edgekit-toolkit"],
+        model={
+            "name": provenance.name,
+            "model_type": config.model_type,
+            "parameters": source.parameters,
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "layers": len(config.layers),
+            "trained_context": config.context,
+        },
+        target=plan.target,
+        plan=plan.to_json() | {"scheme": plan.scheme.to_json(), "accuracy_level": plan.accuracy_level},
+        programs=(Program(graph, plan.context, NOT_VERIFIED),),
+        eos_token_ids=tokenizer.eos_token_ids,
+        bos_token_id=tokenizer.bos_token_id,
+        special_tokens=tokenizer.special_tokens,
+        chat_template=tokenizer.chat_template,
+        generation_defaults=tokenizer.generation_defaults,
+        provenance={
+            "kind": provenance.kind,
+            "name": provenance.name,
+            "revision": provenance.revision,
+            "tools": versions,
+            "machine": platform.machine(),
+        },
+        licence=provenance.licence,
+    )
+
+
+def _installed_versions() -> Iterator[tuple[str, str]]:
+    for name in _TOOLS:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield name, "not installed"
+
+
+def _weight_hashes(source: Source) -> dict[str, str]:
+    return {path.name: hash_file(path) for path in source.weight_files}
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def _written_aside(directory: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary directory that becomes `directory` on success and vanishes on any error."""
+    if directory.exists() and not force:
+        raise ConversionError(f"{directory} exists", hint="use --force to overwrite it, or --out for another place")
+    if directory.exists() and not (directory / MANIFEST).is_file():
+        raise ConversionError(f"{directory} is not a bundle and is not overwritten", hint="choose another place with --out")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
+    except OSError as error:
+        raise ConversionError(f"{directory.parent} can't be written to: {error.strerror or error}") from error
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)  # mkdtemp's own is for its owner only
+        _replace(unfinished, directory)
+    except OSError as error:
+        what = "no space left on the device" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise ConversionError(f"{directory} can't be written: {what}", hint="free some space, or use --out") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _replace(unfinished: Path, directory: Path) -> None:
+    if not directory.exists():
+        unfinished.rename(directory)
+        return
+    old = unfinished.with_suffix(".old")  # directories can't be replaced in one step
+    directory.rename(old)
+    unfinished.rename(directory)
+    shutil.rmtree(old)
