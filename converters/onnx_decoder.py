@@ -94,7 +94,10 @@ class _Emitter:
     def emit(self) -> EmittedDecoder:
         self._declare_inputs()
         hidden = self._embed()
-        residual, normed = hidden, self._norm(hidden, "final_norm" if not self.config.layers else "layers.0.attention_norm")
+        residual, normed = (
+            hidden,
+            self._norm(hidden, "final_norm" if not self.config.layers else "layers.0.attention_norm"),
+        )
         for index, layer in enumerate(self.config.layers):
             residual, normed = self._layer(index, layer, residual, normed)
         self._logits(normed)
@@ -147,7 +150,9 @@ class _Emitter:
                 bits=bits, block_size=plan.format.block_size, quantize_axis=1, gather_axis=0,
             )  # fmt: skip
         if self.config.embedding_scale != 1:
-            embedded = graph.op("Mul", [embedded, self._scalar("embedding_scale", self.config.embedding_scale)], "scaled")
+            embedded = graph.op(
+                "Mul", [embedded, self._scalar("embedding_scale", self.config.embedding_scale)], "scaled"
+            )
         return embedded
 
     def _layer(self, index: int, layer: LayerConfig, residual: str, normed: str) -> tuple[str, str]:

@@ -267,7 +267,9 @@ def _check_path(name: object) -> None:
     path = PurePosixPath(name) if isinstance(name, str) else PurePosixPath()
     plain = isinstance(name, str) and path.parts and path.as_posix() == name and not path.is_absolute()
     if not plain or ".." in path.parts or "\\" in str(name) or ":" in str(name) or "\0" in str(name):
-        raise BundleError(f"{MANIFEST} lists the file {str(name)[:80]!r}, which is not a path in the bundle", hint=_DAMAGED)
+        raise BundleError(
+            f"{MANIFEST} lists the file {str(name)[:80]!r}, which is not a path in the bundle", hint=_DAMAGED
+        )
 
 
 def _check_files(directory: Path, manifest: Manifest, check_hashes: bool) -> None:

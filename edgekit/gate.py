@@ -178,7 +178,9 @@ def _compare_with(
     on_progress: ProgressFn | None,
 ) -> tuple[Comparison, Goldens]:
     """Compare with the source in float32, written beside the bundle and computed from its mapped file."""
-    plan = make_plan(source, load_target(REFERENCE_TARGET), quant="fp32", context=program.context, format=program.graph.format)
+    plan = make_plan(
+        source, load_target(REFERENCE_TARGET), quant="fp32", context=program.context, format=program.graph.format
+    )
     renamed = (lambda step: on_progress(replace(step, stage="reference"))) if on_progress else None
     with tempfile.TemporaryDirectory(prefix=".edgekit-reference-", dir=bundle.directory.parent) as name:
         folder = Path(name)

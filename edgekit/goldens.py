@@ -43,7 +43,6 @@ _OPENINGS = (
 )
 
 
-
 @dataclass(frozen=True, slots=True)
 class GoldenText:
     """A prompt and what the model went on to write; the positions compared are those that predict `tokens[start:]`."""

@@ -72,7 +72,9 @@ def convert(
         quality: Mapping[str, Any] = NOT_VERIFIED
         if verify:
             program = Bundle(unfinished, manifest)
-            quality = verify_program(program, opened, plan, allow_low_quality=allow_low_quality, on_progress=on_progress)
+            quality = verify_program(
+                program, opened, plan, allow_low_quality=allow_low_quality, on_progress=on_progress
+            )
         manifest = replace(
             manifest,
             programs=(Program(graph, plan.context, quality),),
@@ -140,7 +142,9 @@ def _written_aside(directory: Path, *, force: bool) -> Iterator[Path]:
     if directory.exists() and not force:
         raise ConversionError(f"{directory} exists", hint="use --force to overwrite it, or --out for another place")
     if directory.exists() and not (directory / MANIFEST).is_file():
-        raise ConversionError(f"{directory} is not a bundle and is not overwritten", hint="choose another place with --out")
+        raise ConversionError(
+            f"{directory} is not a bundle and is not overwritten", hint="choose another place with --out"
+        )
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))

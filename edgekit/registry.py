@@ -32,7 +32,6 @@ LOADER = "edgekit.runtimes.engine:load_model"
 # Modules of optional dependencies: the package that brings each, and the extra that asks for it.
 _OPTIONAL = {
     "onnx": ("onnx", "convert"),
-    "ml_dtypes": ("ml-dtypes", "convert"),
     "gguf": ("gguf", "convert"),
     "huggingface_hub": ("huggingface_hub", "convert"),
 }

@@ -99,7 +99,9 @@ def greedy_match(model: LoadedModel, goldens: Goldens, format: str) -> tuple[int
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    return next((index for index, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    return next(
+        (index for index, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
+    )
 
 
 def _log_probabilities(model: LoadedModel, text: GoldenText) -> Iterator[NDArray[np.float64]]:

@@ -12,6 +12,7 @@ from edgekit.errors import SourceError
 
 __all__ = ["ConfigFields"]
 
+DAMAGED = "the file is damaged or not a model config"
 LARGEST_SIZE = 1 << 31  # no real model has a dimension or context that needs more than 31 bits
 
 
@@ -100,9 +101,7 @@ class ConfigFields:
         """The error for a value that is not what it should be."""
         shown = reprlib.repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return SourceError(
-            f"{self.origin}: {key} is {shown}, expected {expected}", hint="the file is damaged or not a model config"
-        )
+        return SourceError(f"{self.origin}: {key} is {shown}, expected {expected}", hint=DAMAGED)
 
 
 def _is_finite(value: object) -> TypeGuard[int | float]:

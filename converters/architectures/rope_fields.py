@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from edgekit.config import RopeConfig
-from edgekit.errors import SourceError, UnsupportedError
+from edgekit.errors import UnsupportedError
 
 from .fields import ConfigFields
 
@@ -62,9 +62,7 @@ def _rotated(fields: ConfigFields, scaling: ConfigFields, head_dim: int) -> int:
         raise scaling.wrong(key, partial, f"at most 1: a head has {head_dim} dimensions")
     dim = int(head_dim * partial)
     if dim < 2 or dim % 2:
-        raise SourceError(
-            f"{scaling.origin}: {key} {partial:g} rotates {dim} of {head_dim} dimensions, not whole pairs"
-        )
+        raise scaling.wrong(key, partial, f"whole pairs: {dim} of {head_dim} dimensions would be rotated")
     return dim
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekit.config import Activation, AttentionConfig, LayerConfig, ModelConfig, RopeConfig
-from edgekit.errors import SourceError, UnsupportedError
+from edgekit.errors import UnsupportedError
 
 from .fields import ConfigFields
 from .rope_fields import rope_from
@@ -87,7 +87,7 @@ def decoder(
     hidden, heads, head_dim = fields.size("hidden_size"), fields.size("num_attention_heads"), head_size(fields)
     kv_heads = fields.size("num_key_value_heads", heads)
     if heads % kv_heads:
-        raise SourceError(f"{fields.origin}: {heads} attention heads are not a multiple of {kv_heads} key-value heads")
+        raise fields.wrong("num_attention_heads", heads, f"a multiple of {kv_heads} key-value heads")
     bias = fields.flag("attention_bias", False) if attention_bias is None else attention_bias
     attention_fields = {"scale": head_dim**-0.5, "qkv_bias": bias, "output_bias": bias} | dict(attention or {})
     count = layer_count(fields)
@@ -116,7 +116,7 @@ def head_size(fields: ConfigFields) -> int:
     """Size of one attention head; even, since rotation works on pairs."""
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     if not fields.has("head_dim") and hidden % heads:
-        raise SourceError(f"{fields.origin}: hidden_size {hidden} is not a multiple of {heads} attention heads")
+        raise fields.wrong("hidden_size", hidden, f"a multiple of {heads} attention heads")
     head_dim = fields.size("head_dim", max(hidden // heads, 1))
     if head_dim % 2:
         raise fields.wrong("head_dim", head_dim, "an even number")

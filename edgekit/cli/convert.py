@@ -14,8 +14,12 @@ __all__ = ["command"]
 
 @click.command("convert")
 @click.argument("source")
-@click.option("--target", required=True, metavar="ID", help="The device: an id from `edgekit targets`, or a profile file.")
-@click.option("--format", "format_", metavar="F", help="By default the first that the target prefers and is converted to.")
+@click.option(
+    "--target", required=True, metavar="ID", help="The device: an id from `edgekit targets`, or a profile file."
+)
+@click.option(
+    "--format", "format_", metavar="F", help="By default the first that the target prefers and is converted to."
+)
 @click.option(
     "--quant",
     default="auto",

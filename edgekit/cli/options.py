@@ -66,7 +66,12 @@ def progress_bars() -> Iterator[ProgressFn | None]:
     from rich.progress import Progress as Bars
 
     tasks: dict[str, TaskID] = {}
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
     with Bars(*columns, console=Console(stderr=True)) as bars:
 
         def show(progress: Progress) -> None:

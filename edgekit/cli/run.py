@@ -21,9 +21,7 @@ __all__ = ["command"]
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
 @generation_options
 @json_option
-def command(
-    bundle: Path, prompt: str, format_: str | None, threads: int | None, as_json: bool, **options: Any
-) -> None:
+def command(bundle: Path, prompt: str, format_: str | None, threads: int | None, as_json: bool, **options: Any) -> None:
     """Answer one PROMPT with the model in BUNDLE. A prompt of - is read from stdin."""
     from edgekit.loading import load
 

@@ -39,7 +39,9 @@ def _explanation(target: Target) -> str:
     for key, value in target.to_json().items():
         if key in {"id", "name", "sources"}:
             continue
-        shown = ", ".join(value) if isinstance(value, list) else f"{value:,}" if type(value) is int else str(value).lower()
+        shown = (
+            ", ".join(value) if isinstance(value, list) else f"{value:,}" if type(value) is int else str(value).lower()
+        )
         lines.append(f"  {key} = {shown}")
         if key in target.sources:
             lines.append(f"      {target.sources[key]}")

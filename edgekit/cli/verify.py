@@ -17,7 +17,9 @@ FAILED = 1
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--format", "formats", multiple=True, metavar="F", help="A program to verify; by default all of them.")
-@click.option("--reference", metavar="SOURCE", help="The checkpoint; by default the log-probabilities kept in the bundle.")
+@click.option(
+    "--reference", metavar="SOURCE", help="The checkpoint; by default the log-probabilities kept in the bundle."
+)
 @threads_option
 @json_option
 def command(bundle: Path, formats: tuple[str, ...], reference: str | None, threads: int | None, as_json: bool) -> int:

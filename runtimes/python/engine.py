@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,9 +31,7 @@ __all__ = ["LoadedModel", "ModelSession", "load_model"]
 PREFILL_CHUNK = 512  # tokens computed at a time: bounds the memory of activations, and how long a cancel waits
 
 
-def load_model(
-    bundle: Bundle, program: Program, *, threads: int | None = None, mapped: bool = False
-) -> LoadedModel:
+def load_model(bundle: Bundle, program: Program, *, threads: int | None = None, mapped: bool = False) -> LoadedModel:
     """Load a bundle's program.
 
     Args:
@@ -44,9 +43,7 @@ def load_model(
     """
     started = time.perf_counter()
     backend_class = load_attribute(BACKENDS[program.graph.format])
-    backend = backend_class(
-        bundle.directory, program.graph, context=program.context, threads=threads, mapped=mapped
-    )
+    backend = backend_class(bundle.directory, program.graph, context=program.context, threads=threads, mapped=mapped)
     return LoadedModel(bundle, program, backend, _load_tokenizer(bundle.directory / "tokenizer.json"), started)
 
 
@@ -260,11 +257,8 @@ class ModelSession:
 
     def _reuse(self, prompt: list[int]) -> int:
         """Keep what the cache shares with the prompt (but for its last token, whose logits are needed); its length."""
-        shared = 0
-        for ours, theirs in zip(self._tokens, prompt[:-1], strict=False):
-            if ours != theirs:
-                break
-            shared += 1
+        pairs = zip(self._tokens, prompt[:-1], strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         long_rope = self._is_long(len(prompt))
         if long_rope != self._long_rope:  # rotated otherwise: nothing can be kept
             shared = 0

@@ -1,10 +1,11 @@
-"""Shared by the tests of readers and converters: transformers as the reference, and GGUF files as llama.cpp lays them out."""
+"""Shared by the tests of readers and converters: transformers as the reference, GGUF files as llama.cpp writes them."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def _decoded(decoder: Decoder, tokens: NDArray[np.int64], chunk: int) -> Floats:
     steps = [*range(0, PROMPT, chunk), *range(PROMPT, len(tokens) + 1)]
     pieces = [
         decoder.forward(tokens[start:stop], rows=stop - start, rope_length=len(tokens)).copy()
-        for start, stop in zip(steps, steps[1:], strict=False)
+        for start, stop in pairwise(steps)
     ]
     return np.concatenate(pieces)
 
