@@ -114,9 +114,9 @@ class _Emitter:
             self._choose_positions()
         for index in range(layout.layers):
             for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
-                shape = [1, layout.kv_heads, "past", layout.head_dim]
-                graph.input(past.format(index), self.float_type, shape)
-                graph.output(present.format(index), self.float_type, [*shape[:2], "present", shape[3]])
+                heads, size = layout.kv_heads, layout.head_dim
+                graph.input(past.format(index), self.float_type, [1, heads, "past", size])
+                graph.output(present.format(index), self.float_type, [1, heads, "present", size])
         graph.constant("last_axis_end", _END)
         graph.constant("axis_1", np.array([1], np.int64))
 

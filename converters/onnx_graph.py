@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ MICROSOFT = "com.microsoft"
 OPSET, MICROSOFT_OPSET, IR_VERSION = 21, 1, 10
 # Regions start at page boundaries, so that a runtime can map them; small ones are packed.
 _PAGE_BYTES, _SMALL_BYTES, _SMALL_ALIGNMENT = 4096, 16384, 64
-_ITEM_BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.UINT8: 1}
+_ITEM_BYTES: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.UINT8: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class GraphBuilder:
     data_bytes: int = 0
 
     def op(
-        self, kind: str, inputs: Sequence[str], outputs: str | Sequence[str], *, domain: str = "", **attributes: object
+        self, kind: str, inputs: Sequence[str], outputs: str | Sequence[str], *, domain: str = "", **attributes: Any
     ) -> str:
         """Add a node; the name of its first output."""
         outputs = [outputs] if isinstance(outputs, str) else list(outputs)

@@ -37,7 +37,7 @@ def inverse_frequencies(rope: RopeConfig, divisors: tuple[float, ...] = ()) -> N
         return (np.float32(1) / (np.asarray(divisors, np.float32) * periods)).astype(np.float32)
     base: NDArray[np.float32] = np.float32(1) / periods
     if rope.kind == "linear":
-        return base / np.float32(rope.factor)
+        return np.asarray(base / np.float32(rope.factor))
     if rope.kind == "llama3":
         return _llama3(rope, base)
     if rope.kind == "yarn":
@@ -50,7 +50,7 @@ def _llama3(rope: RopeConfig, base: NDArray[np.float32]) -> NDArray[np.float32]:
     turns = np.float32(rope.original_context) * base / np.float32(2 * math.pi)  # in the original context
     blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     blend = np.clip(blend, 0, 1).astype(np.float32)
-    return (1 - blend) * base / np.float32(rope.factor) + blend * base
+    return np.asarray((1 - blend) * base / np.float32(rope.factor) + blend * base)
 
 
 def _yarn(rope: RopeConfig, base: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -65,4 +65,4 @@ def _yarn(rope: RopeConfig, base: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = max(low, 0), min(high, rope.dim - 1)
     ramp = (np.arange(rope.dim // 2, dtype=np.float32) - low) / (high - low or 0.001)
     slow = np.clip(ramp, 0, 1).astype(np.float32)
-    return base / np.float32(rope.factor) * slow + base * (1 - slow)
+    return np.asarray(base / np.float32(rope.factor) * slow + base * (1 - slow))

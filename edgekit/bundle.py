@@ -259,8 +259,15 @@ def _report_from(fields: _Fields) -> TensorReport:
     error = fields.values.get("relative_error")
     if not isinstance(error, int | float) or isinstance(error, bool):
         raise fields.wrong("relative_error", "a number")
-    sizes = (fields.size(key) for key in ("bits", "block_size", "size_bytes", "source_bytes"))
-    return TensorReport(fields.get("role", str), fields.get("stored", str), *sizes, float(error))
+    return TensorReport(
+        role=fields.get("role", str),
+        stored=fields.get("stored", str),
+        bits=fields.size("bits"),
+        block_size=fields.size("block_size"),
+        size_bytes=fields.size("size_bytes"),
+        source_bytes=fields.size("source_bytes"),
+        relative_error=float(error),
+    )
 
 
 def _check_path(name: object) -> None:

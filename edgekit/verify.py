@@ -126,7 +126,8 @@ def _top(log_probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
     count = min(TOP_TOKENS, log_probabilities.shape[-1])
     found = np.sort(np.argpartition(-log_probabilities, count - 1, axis=-1)[:, :count], axis=-1)
     order = np.argsort(-np.take_along_axis(log_probabilities, found, -1), axis=-1, kind="stable")
-    return np.take_along_axis(found, order, -1)
+    best: NDArray[np.int64] = np.take_along_axis(found, order, -1)
+    return best
 
 
 def _divergence_of_top(expected: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:

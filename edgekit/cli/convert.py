@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -92,9 +94,7 @@ def _summary(bundle: Bundle) -> str:
     return "\n".join(lines)
 
 
-def _fit(plan: dict[str, object] | object) -> str:
-    if not isinstance(plan, dict):
-        return "unknown"
+def _fit(plan: Mapping[str, Any]) -> str:
     memory, speed = plan["memory"], plan["speed"]
     fits = "fits" if plan["fits"] == "yes" else "does not fit"
     return (

@@ -104,7 +104,8 @@ class OnnxRuntimeDecoder:
             self._tokens[0, :] = tokens
         self._session.run_with_iobinding(self._binding)
         self._length += new
-        return self._logits[0]
+        rows_found: NDArray[np.float32] = self._logits[0]
+        return rows_found
 
     def rewind(self, length: int) -> None:
         """Forget all tokens from `length` on: the buffers stay, what lies beyond is overwritten."""

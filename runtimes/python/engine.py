@@ -161,7 +161,7 @@ class ModelSession:
 
     def generate(self, prompt: Prompt, **options: Any) -> Reply:
         """Like `stream`, put together."""
-        text, tokens = [], []
+        text, tokens = list[str](), list[int]()
         for chunk in self.stream(prompt, **options):
             text.append(chunk.text)
             tokens.extend(chunk.tokens)
@@ -209,7 +209,8 @@ class ModelSession:
         room = model.context - len(prompt)
         limit = room if options.max_tokens is None else min(options.max_tokens, room)
         pending: list[int] = []
-        count, reason = 0, None
+        count = 0
+        reason: FinishReason | None = None
         while reason is None:
             if logits is None or self._cancelled.is_set():
                 reason = "cancelled"

@@ -120,7 +120,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_whole_tensor_equals_gguf(kind: gguf.GGMLQuantizationType, folder: Path) -> None:
     found = one_tensor(folder / kind.name, kind).read()
-    assert (found.shape, found.dtype) == ((ROWS, COLUMNS), np.float32)
+    assert found.shape == (ROWS, COLUMNS)
+    assert found.dtype == np.float32
     np.testing.assert_array_equal(found, reference(kind))
 
 
