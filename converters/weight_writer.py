@@ -218,7 +218,7 @@ class _RegionFile:
 
     def write_rows(self, region: Region, first_row: int, rows: NDArray[np.generic]) -> None:
         """Write whole rows of a region."""
-        data = memoryview(np.ascontiguousarray(rows).view(np.uint8).reshape(-1))
+        data = memoryview(np.ascontiguousarray(rows).data).cast("B")
         if len(data) % region.row_bytes or first_row * region.row_bytes + len(data) > region.size_bytes:
             raise ValueError(f"{len(data)} bytes from row {first_row} do not fit region {region}")
         with self._lock:

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import edgekit.targets
 from edgekit.errors import TargetError
 
 __all__ = ["Target", "list_targets", "load_target"]
 
-_DIRECTORY = Path(__file__).parent / "targets"
+_DIRECTORY = Path(edgekit.targets.__file__).parent
 
 
 @dataclass(frozen=True, slots=True)

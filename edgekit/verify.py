@@ -136,8 +136,8 @@ def _divergence_of_top(expected: NDArray[np.float64], found: NDArray[np.float64]
     smallest = 1e-12  # both sides' probability of all other tokens; rounding may take it under zero
     rest_expected = np.maximum(1 - np.exp(expected).sum(-1), smallest)
     rest_found = np.maximum(1 - np.exp(found).sum(-1), smallest)
-    stored: NDArray[np.float64] = (np.exp(expected) * (expected - found)).sum(-1)
-    return stored + rest_expected * np.log(rest_expected / rest_found)
+    stored = (np.exp(expected) * (expected - found)).sum(-1)
+    return np.asarray(stored + rest_expected * np.log(rest_expected / rest_found))
 
 
 def _comparison(divergences: list[NDArray[np.float64]], agreements: list[NDArray[np.bool_]]) -> Comparison:

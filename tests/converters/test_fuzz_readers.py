@@ -167,7 +167,7 @@ def swapped(draw: st.DrawFn, original: str, keys: tuple[str, ...] = ()) -> str:
     """A JSON document with a few values replaced, removed or added."""
     document = json.loads(original)
     for _ in range(draw(st.integers(1, 3))):
-        known = [*places(document), *((key,) for key in keys)]
+        known = [*places(document), *((key,) for key in (*keys, "new"))]
         path = draw(st.sampled_from(known))
         target = document
         for key in path[:-1]:

@@ -1,0 +1,65 @@
+"""SentencePiece models without a tokenizer.json: ids against the sentencepiece package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.converters.spm_tokenizer import sentencepiece_tokenizer
+from edgekit.errors import EdgeKitError, SourceError, UnsupportedError
+
+TEXTS = ["Hello world", "  two spaces", "naïve café – 東京 🙂", "tab\tand\nline", "a", "x = y + 1;", ""]
+
+
+def trained(directory: Path, **options: Any) -> Path:
+    import sentencepiece
+
+    corpus = directory / "corpus.txt"
+    words = ["hello", "world", "the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "and", "spaces"]
+    lines = [" ".join(words[(i * step) % len(words)] for i in range(8)) for step in range(1, 60)]
+    corpus.write_text("\n".join(lines), encoding="utf-8")
+    settings: dict[str, Any] = {"model_type": "bpe", "vocab_size": 330, "byte_fallback": True, "minloglevel": 3} | options
+    settings |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    sentencepiece.SentencePieceTrainer.train(input=str(corpus), model_prefix=str(directory / "tokenizer"), **settings)
+    return directory / "tokenizer.model"
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_ids_equal_sentencepiece(tmp_path: Path, prefix: bool) -> None:
+    import sentencepiece
+    from tokenizers import Tokenizer
+
+    path = trained(tmp_path, add_dummy_prefix=prefix)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    tokenizer = Tokenizer.from_str(sentencepiece_tokenizer(path, {}))
+    for text in TEXTS:
+        assert tokenizer.encode(text).ids == [reference.bos_id(), *reference.encode(text)], text
+
+
+def test_begin_token_is_left_out_where_the_settings_say_so(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(sentencepiece_tokenizer(trained(tmp_path), {"add_bos_token": False}))
+    assert tokenizer.encode("hello").ids[0] != 1
+
+
+def test_unigram_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="unigram"):
+        sentencepiece_tokenizer(trained(tmp_path, model_type="unigram", vocab_size=300, hard_vocab_limit=False), {})
+
+
+def test_damaged_files_are_source_errors(tmp_path: Path) -> None:
+    whole = trained(tmp_path).read_bytes()
+    path = tmp_path / "damaged.model"
+    for end in range(1, len(whole), 97):
+        path.write_bytes(whole[:end])
+        try:
+            json.loads(sentencepiece_tokenizer(path, {}))
+        except EdgeKitError:
+            continue
+    path.write_bytes(b"\x0a\xff\xff\xff\xff\x0f")
+    with pytest.raises(SourceError, match="ends in the middle"):
+        sentencepiece_tokenizer(path, {})

@@ -1,0 +1,286 @@
+"""The plan: what it decides, what it notes, and that its sums are those of the files that are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edgekit.config import AttentionConfig, LayerConfig, ModelConfig, RopeConfig
+from edgekit.converters.onnx_decoder import emit_decoder
+from edgekit.errors import PlanError, UnsupportedError
+from edgekit.plan import AUTO_MEMORY_PART, AUTO_TOKENS_PER_S, DEFAULT_CONTEXT, Plan, make_plan
+from edgekit.quant import RECIPES, WeightFormat
+from edgekit.source import Provenance, Source, StoredBlocks, TokenizerFiles, part_shapes
+from edgekit.target import Target, load_target
+
+LINUX = load_target("linux-x86-64")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that has a shape and nothing to read: a plan looks no further."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "BF16"
+    size_bytes: int = 0
+    exact_block: tuple[int, int] | None = None
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        raise AssertionError("a plan reads no weights")
+
+    def read_blocks(self, start: int, stop: int) -> StoredBlocks:
+        raise AssertionError("a plan reads no weights")
+
+
+def model(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **changes: Any) -> ModelConfig:
+    attention = AttentionConfig(heads, kv_heads, hidden // heads, 0.1, qkv_bias=changes.pop("bias", False))
+    values: dict[str, Any] = {"vocab_size": 32_000, "context": 8192, "norm_eps": 1e-6} | changes
+    return ModelConfig(
+        model_type="llama",
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        attention=attention,
+        layers=(LayerConfig(RopeConfig(1e4, hidden // heads)),) * layers,
+        **values,
+    )
+
+
+def source_of(config: ModelConfig, kinds: dict[str, tuple[str, tuple[int, int] | None]] | None = None) -> Source:
+    """A checkpoint of that shape; `kinds` gives some roles a GGUF type."""
+    parts = {
+        role: (Stored(role, shape, *(("BF16", 0, None) if role not in (kinds or {}) else stored(kinds, role))),)
+        for role, shape in part_shapes(config).items()
+    }
+    provenance = Provenance("gguf" if kinds else "safetensors", "x", None, None)
+    return Source(config, TokenizerFiles("{}", None, (), None), parts, provenance, ())
+
+
+def stored(kinds: Any, role: str) -> tuple[str, int, tuple[int, int] | None]:
+    return kinds[role][0], 0, kinds[role][1]
+
+
+SMOLLM2_135M = model(30, 576, 1536, 9, 3, vocab_size=49_152, tied_embeddings=True)
+LLAMA_1B = model(16, 2048, 8192, 32, 8, vocab_size=128_256, context=131_072, tied_embeddings=True)
+LLAMA_8B = model(32, 4096, 14_336, 32, 8, vocab_size=128_256, context=131_072)
+
+
+# ---- The known devices and three known shapes: a change here is meant, or it is a mistake ----
+
+
+@pytest.mark.parametrize(
+    ("target", "config", "quant", "fits"),
+    [
+        ("iphone-16", SMOLLM2_135M, "int8", "yes"),
+        ("iphone-16", LLAMA_1B, "int4-mixed", "yes"),
+        ("iphone-16", LLAMA_8B, "int4-mixed", "no"),
+        ("linux-x86-64", SMOLLM2_135M, "int8", "yes"),
+        ("linux-x86-64", LLAMA_1B, "int4-mixed", "yes"),
+        ("linux-x86-64", LLAMA_8B, "int4-mixed", "yes"),
+        ("pixel-9-pro", SMOLLM2_135M, "int8", "yes"),
+        ("pixel-9-pro", LLAMA_1B, "int8", "yes"),
+        ("pixel-9-pro", LLAMA_8B, "int4-mixed", "yes"),
+        ("raspberry-pi-5", SMOLLM2_135M, "int8", "yes"),
+        ("raspberry-pi-5", LLAMA_1B, "int4-mixed", "yes"),
+        ("raspberry-pi-5", LLAMA_8B, "int4-mixed", "yes"),
+    ],
+)
+def test_plan_of_known_models(target: str, config: ModelConfig, quant: str, fits: str) -> None:
+    plan = make_plan(source_of(config), load_target(target))
+    assert (plan.quant, plan.fits, plan.format) == (quant, fits, "onnx")
+
+
+# ---- auto ----
+
+
+def device(**changes: Any) -> Target:
+    return replace(LINUX, **changes)
+
+
+def weights_of(quant: str) -> int:
+    return make_plan(source_of(SMOLLM2_135M), LINUX, quant=quant).memory.weights_bytes
+
+
+def test_auto_takes_8_bits_up_to_its_part_of_the_memory() -> None:
+    enough = round(weights_of("int8") / AUTO_MEMORY_PART) + 1
+    assert make_plan(source_of(SMOLLM2_135M), device(app_memory_bytes=enough)).quant == "int8"
+    smaller = make_plan(source_of(SMOLLM2_135M), device(app_memory_bytes=enough - 100))
+    assert smaller.quant == "int4-mixed"
+    assert smaller.notes[0].startswith("auto: int4-mixed, since 8 bits would take")
+
+
+def test_auto_takes_4_bits_where_8_would_decode_too_slowly() -> None:
+    speed = make_plan(source_of(SMOLLM2_135M), LINUX, quant="int8").speed.decode_tokens_per_s
+    for factor, quant in ((1.1, "int8"), (0.9, "int4-mixed")):
+        bandwidth = round(LINUX.bandwidth_bytes_per_s * AUTO_TOKENS_PER_S / speed * factor)
+        assert make_plan(source_of(SMOLLM2_135M), device(bandwidth_bytes_per_s=bandwidth)).quant == quant
+
+
+# ---- Context ----
+
+
+@pytest.mark.parametrize(("longest", "expected"), [(8192, DEFAULT_CONTEXT), (1024, 1024), (3, 3)])
+def test_context_is_the_models_own_up_to_the_default(longest: int, expected: int) -> None:
+    plan = make_plan(source_of(replace(SMOLLM2_135M, context=longest)), LINUX)
+    assert plan.context == expected
+    assert plan.notes == ()
+
+
+@pytest.mark.parametrize("context", [0, -1, 8193])
+def test_impossible_context_is_refused_with_the_range(context: int) -> None:
+    with pytest.raises(PlanError, match=f"a context of {context} is not possible: the model has 1 to 8192") as caught:
+        make_plan(source_of(SMOLLM2_135M), LINUX, context=context)
+    assert "--context 4096" in str(caught.value.hint)
+
+
+def test_asked_context_is_kept_even_where_it_does_not_fit() -> None:
+    plan = make_plan(source_of(LLAMA_8B), LINUX, context=131_072)
+    assert (plan.context, plan.fits) == (131_072, "no")
+    assert "an app on linux-x86-64 may use 6,000 MB" in plan.notes[-1]
+
+
+def test_context_is_reduced_with_a_note_until_it_fits() -> None:
+    roomy = make_plan(source_of(SMOLLM2_135M), LINUX, quant="int8")
+    tight = device(app_memory_bytes=roomy.memory.total_bytes - 1)
+    plan = make_plan(source_of(SMOLLM2_135M), tight, quant="int8")
+    assert (plan.context, plan.fits) == (DEFAULT_CONTEXT // 2, "yes")
+    assert plan.notes == (f"context 2048 instead of {DEFAULT_CONTEXT}, so that the cache fits beside the weights",)
+
+
+def test_weights_that_never_fit_are_planned_with_the_numbers() -> None:
+    plan = make_plan(source_of(LLAMA_8B), device(app_memory_bytes=1_000_000_000), quant="int8")
+    assert (plan.fits, plan.context) == ("no", 512)
+    assert f"needs {plan.memory.total_bytes / 1e6:,.0f} MB" in plan.notes[-1]
+    assert plan.to_json()["fits"] == "no"
+
+
+# ---- Formats and blocks ----
+
+
+def test_unknown_format_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="format 'tflite' is not known") as caught:
+        make_plan(source_of(SMOLLM2_135M), LINUX, format="tflite")
+    assert "onnx" in str(caught.value.hint)
+
+
+def test_target_without_a_format_that_is_converted_to_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="takes coreai"):
+        make_plan(source_of(SMOLLM2_135M), device(formats=("coreai",)))
+
+
+def test_second_choice_of_format_is_noted() -> None:
+    plan = make_plan(source_of(SMOLLM2_135M), device(formats=("coreai", "onnx")), quant="int8")
+    assert plan.notes == ("linux-x86-64 prefers coreai, which is not converted to yet: onnx instead",)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "embedding", "other"),
+    [(64, WeightFormat(4, 64), WeightFormat(4, 64)), (80, WeightFormat(4, 16), WeightFormat(4, 64)),
+     (72, WeightFormat(32), WeightFormat(4, 64)), (8, WeightFormat(32), WeightFormat(4, 16))],
+)  # fmt: skip
+def test_block_size_falls_back_with_a_note(hidden: int, embedding: WeightFormat, other: WeightFormat) -> None:
+    plan = make_plan(source_of(model(1, hidden, hidden, 2, 1)), LINUX, quant="int4-symmetric-block128")
+    assert plan.weights["embedding"].format == embedding
+    assert plan.weights["layers.0.qkv"].format == other
+    named = f"in blocks of {embedding.block_size}" if embedding.block_size else "32 bits"
+    assert any(f"embedding: rows of {hidden} take" in note and named in note for note in plan.notes)
+
+
+def test_no_note_where_nothing_departs() -> None:
+    assert make_plan(source_of(SMOLLM2_135M), LINUX, quant="int4").notes == ()
+
+
+@pytest.mark.parametrize(("level", "int8", "quant"), [(4, True, "int8"), (0, False, "int8"), (0, True, "fp32")])
+def test_int8_multiplication_is_for_blocks_on_targets_that_have_it(level: int, int8: bool, quant: str) -> None:
+    plan = make_plan(source_of(SMOLLM2_135M), device(int8_activations=int8), quant=quant)
+    assert plan.accuracy_level == level
+
+
+# ---- GGUF ----
+
+Q4_0, Q8_0, Q6_K = ("Q4_0", (4, 32)), ("Q8_0", (8, 32)), ("Q6_K", None)
+
+
+def test_keep_carries_exact_blocks_and_requantizes_the_rest() -> None:
+    kinds = {"layers.0.qkv": Q4_0, "layers.0.down": Q8_0, "head": Q6_K}
+    plan = make_plan(source_of(model(2, 64, 128, 2, 1), kinds), LINUX)
+    assert plan.quant == "keep"
+    assert plan.weights["layers.0.qkv"].format == WeightFormat(4, 32)
+    assert {role for role, weight in plan.weights.items() if weight.carried} == {"layers.0.qkv", "layers.0.down"}
+    assert plan.weights["head"].format == WeightFormat(8, 32)
+
+
+def test_other_schemes_carry_blocks_of_their_own_width_only() -> None:
+    source = source_of(model(1, 64, 128, 2, 1), {"layers.0.qkv": Q4_0, "layers.0.down": Q8_0})
+    carried = {
+        quant: {role for role, weight in make_plan(source, LINUX, quant=quant).weights.items() if weight.carried}
+        for quant in ("int4", "int8", "fp32")
+    }
+    assert carried == {"int4": {"layers.0.qkv"}, "int8": {"layers.0.down"}, "fp32": set()}
+
+
+def test_parts_of_different_types_are_not_carried() -> None:
+    source = source_of(model(1, 64, 128, 2, 1), {"layers.0.qkv": Q4_0})
+    mixed = (Stored("q", (64, 64), "Q4_0", 0, (4, 32)), Stored("k", (64, 64), "Q8_0", 0, (8, 32)))
+    source = replace(source, parts={**source.parts, "layers.0.qkv": mixed})
+    assert not make_plan(source, LINUX, quant="keep").weights["layers.0.qkv"].carried
+
+
+# ---- Sums ----
+
+
+def written_bytes(source: Source, plan: Plan) -> int:
+    emitted = emit_decoder(
+        source.config,
+        plan.weights,
+        context=plan.context,
+        activation_bits=plan.scheme.activation_bits,
+        accuracy_level=plan.accuracy_level,
+        data_file="x",
+    )
+    places = [place for found in emitted.weights.values() for place in (found.values, found.scales, found.zero_points)]
+    return sum(place.size_bytes for place in places if place)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 200), st.sampled_from([(1, 1), (4, 2)])),
+    quant=st.sampled_from(sorted(RECIPES)),
+    flags=st.fixed_dictionaries(
+        {"tied_embeddings": st.booleans(), "bias": st.booleans(), "norm": st.sampled_from(["pre", "sandwich"])}
+    ),
+)
+def test_planned_weight_bytes_are_those_of_the_written_regions(sizes: Any, quant: str, flags: Any) -> None:
+    layers, width, intermediate, heads = sizes
+    config = model(layers, width * 8, intermediate, *heads, vocab_size=100, context=64, **flags)
+    source = source_of(config)
+    plan = make_plan(source, LINUX, quant=quant)
+    assert plan.memory.weights_bytes == written_bytes(source, plan)
+    lines = plan.memory
+    assert lines.total_bytes == lines.weights_bytes + lines.kv_bytes + lines.activations_bytes + lines.runtime_bytes
+
+
+def test_cache_bytes_grow_with_the_context() -> None:
+    one, two = (make_plan(source_of(SMOLLM2_135M), LINUX, context=context).memory.kv_bytes for context in (1, 2))
+    assert two == 2 * one == 2 * (2 * 3 * 64 * 4 * 30)
+
+
+def test_decode_is_faster_with_fewer_bytes_and_more_bandwidth() -> None:
+    source = source_of(LLAMA_1B)
+    slow, fast = (make_plan(source, LINUX, quant=quant).speed for quant in ("int8", "int4"))
+    assert fast.decode_tokens_per_s > slow.decode_tokens_per_s
+    twice = make_plan(source, device(bandwidth_bytes_per_s=2 * LINUX.bandwidth_bytes_per_s), quant="int8").speed
+    assert twice.decode_tokens_per_s == pytest.approx(2 * slow.decode_tokens_per_s, rel=0.02)
+
+
+def test_untied_embedding_costs_no_decode_time() -> None:
+    tied = make_plan(source_of(LLAMA_1B), LINUX, quant="int8")
+    untied = make_plan(source_of(replace(LLAMA_1B, tied_embeddings=False)), LINUX, quant="int8")
+    assert untied.memory.weights_bytes > tied.memory.weights_bytes
+    assert untied.speed == tied.speed
