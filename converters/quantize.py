@@ -143,15 +143,14 @@ def _best_fit(weights: Floats, form: WeightFormat, levels: Floats, product: Floa
 
 def _candidates(weights: Floats, form: WeightFormat) -> Iterator[tuple[Floats, Floats]]:
     """(scale, zero point) of each block for each range that is tried; weights are [block_size, blocks]."""
-    low = np.minimum(np.minimum.reduce(weights, axis=0), 0)
-    high = np.maximum(np.maximum.reduce(weights, axis=0), 0)
+    low: Floats = np.minimum(np.minimum.reduce(weights, axis=0), 0)
+    high: Floats = np.maximum(np.maximum.reduce(weights, axis=0), 0)
     middle = np.float32(1 << (form.bits - 1))
     top = np.float32((1 << form.bits) - 1)
     for part in _RANGES[form.bits]:
         if form.symmetric:
             # The value range is one longer below zero: the sign of the scale turns it to the longer side.
-            longer: Floats = np.where(-low > high, low, high)
-            scale = longer * np.float32(-part) / middle
+            scale = np.where(-low > high, low, high) * np.float32(-part) / middle
             zero_point = np.full_like(scale, middle)
         else:
             scale = (high - low) * np.float32(part) / top

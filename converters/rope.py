@@ -37,7 +37,8 @@ def inverse_frequencies(rope: RopeConfig, divisors: tuple[float, ...] = ()) -> N
         return (np.float32(1) / (np.asarray(divisors, np.float32) * periods)).astype(np.float32)
     base: NDArray[np.float32] = np.float32(1) / periods
     if rope.kind == "linear":
-        return np.asarray(base / np.float32(rope.factor))
+        stretched: NDArray[np.float32] = base / np.float32(rope.factor)
+        return stretched
     if rope.kind == "llama3":
         return _llama3(rope, base)
     if rope.kind == "yarn":

@@ -149,7 +149,9 @@ def _written_aside(directory: Path, *, force: bool) -> Iterator[Path]:
         directory.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     except OSError as error:
-        raise ConversionError(f"{directory.parent} can't be written to: {error.strerror or error}") from error
+        raise ConversionError(
+            f"{directory.parent} can't be written to: {error.strerror or error}", hint="choose another place with --out"
+        ) from error
     try:
         yield unfinished
         unfinished.chmod(0o755)  # mkdtemp's own is for its owner only

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     quick = ["-m", "not slow"] if "--quick" in arguments else []
     others = [argument for argument in arguments if argument != "--quick"]
     # Last, so that its closing line is the last one.
-    passed.append(run("-m", "pytest", "-q", "-n", PROCESSES, *quick, *others))
+    passed.append(run("-m", "pytest", "-n", PROCESSES, *quick, *others))
     return 0 if all(passed) else 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ __all__ = ["ConfigFields"]
 
 DAMAGED = "the file is damaged or not a model config"
 LARGEST_SIZE = 1 << 31  # no real model has a dimension or context that needs more than 31 bits
+# Numbers become float32 and are multiplied and divided; real ones lie between 1e-12 and 1e10.
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-15, 1e15
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +38,14 @@ class ConfigFields:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number."""
+        """A number that float32 can compute with."""
         value = self._get(key, default)
-        if not _is_finite(value):
-            raise self.wrong(key, value, "a number")
+        if not _is_number(value):
+            raise self.wrong(key, value, "a number of usual size")
         return float(value)
 
     def positive(self, key: str, default: float | None = None) -> float:
-        """A finite number over zero."""
+        """A number over zero."""
         value = self.number(key, default)
         if value <= 0:
             raise self.wrong(key, value, "a number over zero")
@@ -65,11 +66,11 @@ class ConfigFields:
         return value
 
     def numbers(self, key: str, length: int) -> tuple[float, ...]:
-        """A list of `length` finite numbers over zero."""
+        """A list of `length` numbers over zero."""
         value = self._get(key, None)
         if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != length:
             raise self.wrong(key, value, f"a list of {length} numbers")
-        if not all(_is_finite(item) and item > 0 for item in value):
+        if not all(_is_number(item) and item > 0 for item in value):
             raise self.wrong(key, value, "numbers over zero")
         return tuple(float(item) for item in value)
 
@@ -104,10 +105,7 @@ class ConfigFields:
         return SourceError(f"{self.origin}: {key} is {shown}, expected {expected}", hint=DAMAGED)
 
 
-def _is_finite(value: object) -> TypeGuard[int | float]:
+def _is_number(value: object) -> TypeGuard[int | float]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond any float
-        return False
+    return value == 0 or SMALLEST_NUMBER <= abs(value) <= LARGEST_NUMBER

@@ -33,14 +33,14 @@ def test_interrupted_conversion_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(PLACES[place], _interrupt)
     result = cli("convert", tiny_model("llama"), *TARGET, "--out", tmp_path / "a.edgekit")
-    assert (result.code, result.out, result.err) == (130, "", "interrupted\n")
+    assert (result.code, result.out, result.err.strip()) == (130, "", "interrupted")
     assert not list(tmp_path.iterdir())
 
 
 def test_interrupted_reply_is_code_130(cli: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgekit.runtimes.sampling.Sampler.next", _interrupt)
     result = cli("run", tiny_bundle, "hi")
-    assert (result.code, result.err) == (130, "interrupted\n")
+    assert (result.code, result.err.strip()) == (130, "interrupted")
 
 
 def test_interrupted_turn_goes_on_with_the_chat(cli: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_ctrl_c_ends_a_conversion_and_leaves_nothing(sample_gguf: Path, tmp_path
     with _started(sample_gguf, tmp_path / "a.edgekit") as process:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+    assert (process.returncode, out, err.strip()) == (130, "", "interrupted")
     assert not list(tmp_path.iterdir())
 
 

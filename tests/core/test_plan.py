@@ -84,7 +84,7 @@ LLAMA_8B = model(32, 4096, 14_336, 32, 8, vocab_size=128_256, context=131_072)
         ("linux-x86-64", LLAMA_1B, "int4-mixed", "yes"),
         ("linux-x86-64", LLAMA_8B, "int4-mixed", "yes"),
         ("pixel-9-pro", SMOLLM2_135M, "int8", "yes"),
-        ("pixel-9-pro", LLAMA_1B, "int8", "yes"),
+        ("pixel-9-pro", LLAMA_1B, "int4-mixed", "yes"),
         ("pixel-9-pro", LLAMA_8B, "int4-mixed", "yes"),
         ("raspberry-pi-5", SMOLLM2_135M, "int8", "yes"),
         ("raspberry-pi-5", LLAMA_1B, "int4-mixed", "yes"),
