@@ -34,11 +34,11 @@ def inverse_frequencies(rope: RopeConfig, divisors: tuple[float, ...] = ()) -> N
     exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
     periods = np.power(np.float32(rope.theta), exponents)
     if divisors:
-        return (np.float32(1) / (np.asarray(divisors, np.float32) * periods)).astype(np.float32)
+        divided: NDArray[np.float32] = np.float32(1) / (np.asarray(divisors, np.float32) * periods)
+        return divided
     base: NDArray[np.float32] = np.float32(1) / periods
     if rope.kind == "linear":
-        stretched: NDArray[np.float32] = base / np.float32(rope.factor)
-        return stretched
+        return np.asarray(base / np.float32(rope.factor))
     if rope.kind == "llama3":
         return _llama3(rope, base)
     if rope.kind == "yarn":

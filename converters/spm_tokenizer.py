@@ -51,7 +51,9 @@ def sentencepiece_tokenizer(path: Path, settings: Mapping[str, object]) -> str:
     if trainer.get(3, 1) != _BPE:
         raise UnsupportedError(f"{path.name} is a SentencePiece unigram model", hint="only BPE models are handled")
     if normalizer.get(2):
-        raise UnsupportedError(f"{path.name} normalizes text by a table", hint="save a tokenizer.json with transformers")
+        raise UnsupportedError(
+            f"{path.name} normalizes text by a table", hint="save a tokenizer.json with transformers"
+        )
     return tokenizer_json(
         {
             "tokenizer.ggml.model": "llama",

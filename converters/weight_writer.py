@@ -144,7 +144,14 @@ def _quantized(chunk: _Chunk, plan: WeightPlan) -> QuantizedRows:
         if not np.isfinite(rows.squared_weight):
             raise _not_finite(chunk)
         return rows
-    return quantize(_read(chunk), plan.format)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = quantize(_read(chunk), plan.format)
+    if not np.isfinite(rows.squared_weight + rows.squared_error):
+        raise SourceError(
+            f"tensor {chunk.tensor.name} holds values too large to quantize",
+            hint="the checkpoint is damaged; use fp32 to keep it",
+        )
+    return rows
 
 
 def _read(chunk: _Chunk) -> NDArray[np.float32]:

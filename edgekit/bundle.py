@@ -143,6 +143,7 @@ def _read_manifest(directory: Path) -> Manifest:
         if path.stat().st_size > LARGEST_MANIFEST_BYTES:
             raise BundleError(f"{MANIFEST} is too large to be a manifest", hint=_DAMAGED)
         values = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is JSON but no text
     except FileNotFoundError as error:
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}", hint="use `edgekit convert`") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -207,6 +208,8 @@ def _manifest_from(fields: _Fields) -> Manifest:
     programs = tuple(_program_from(item) for item in fields.objects("programs"))
     if not programs:
         raise BundleError(f"{MANIFEST} lists no program", hint=_DAMAGED)
+    fields.nested("model").optional("parameters", int)
+    fields.nested("plan").listed("notes", str)
     files = fields.get("files", dict)
     for name in files:
         _check_path(name)
@@ -252,7 +255,11 @@ def _program_from(fields: _Fields) -> Program:
         raise BundleError(f"{fields.path} lacks files, a context or a known cache type", hint=_DAMAGED)
     if not {"tokens", "length", "logits_start"} <= set(graph.inputs) or "logits" not in graph.outputs:
         raise BundleError(f"{fields.path} does not name its inputs and outputs", hint=_DAMAGED)
-    return Program(graph, context, fields.get("quality", dict))
+    quality = fields.nested("quality")
+    for key in ("kl_mean", "kl_bound"):
+        if not isinstance(quality.values.get(key, 0.0), float | int):
+            raise quality.wrong(key, "a number")
+    return Program(graph, context, quality.values)
 
 
 def _report_from(fields: _Fields) -> TensorReport:
@@ -291,6 +298,8 @@ def _check_files(directory: Path, manifest: Manifest, check_hashes: bool) -> Non
         )
     for name, values in manifest.files.items():
         entry, path = _Fields(values, f"{MANIFEST}: {name}"), directory / name
+        if not path.is_file():  # a pipe or a device would never end
+            raise BundleError(f"{directory}: {name} is not a plain file", hint=_DAMAGED)
         size, stored = entry.size("size_bytes"), path.stat().st_size
         if path.is_symlink() and directory.resolve() not in path.resolve().parents:
             raise BundleError(f"{directory}: {name} links to a place outside the bundle", hint=_DAMAGED)

@@ -25,6 +25,16 @@ class CacheLayout:
     present_key: str = "present_key.{}"
     present_value: str = "present_value.{}"
 
+    @property
+    def past(self) -> tuple[str, str]:
+        """The names read, key first."""
+        return self.past_key, self.past_value
+
+    @property
+    def present(self) -> tuple[str, str]:
+        """The names written, key first."""
+        return self.present_key, self.present_value
+
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:

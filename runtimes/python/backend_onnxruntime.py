@@ -50,6 +50,7 @@ class OnnxRuntimeBackend:
                 f"{graph.files[0]} is not loaded by ONNX Runtime {ort.__version__}: {first_line}",
                 hint="convert the model again with this version of EdgeKit",
             ) from error
+        _check_declared(self.session, graph)
         self.graph = graph
         self.context = context
 
@@ -60,6 +61,30 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """Free the weights, once no decoder uses them any more."""
         del self.session
+
+
+def _check_declared(session: Any, graph: Graph) -> None:
+    """Compare what the manifest says of the program with the program."""
+    layout, kind = graph.cache, {"float32": "tensor(float)", "float16": "tensor(float16)"}[graph.cache.dtype]
+    inputs = {value.name: value for value in session.get_inputs()}
+    outputs = {value.name: value for value in session.get_outputs()}
+    layers = range(min(layout.layers, len(inputs)))
+    names = [name.replace("{}", str(index)) for index in layers for name in layout.past]
+    written = [name.replace("{}", str(index)) for index in layers for name in layout.present]
+    agrees = (
+        inputs.keys() == {*graph.inputs.values(), *names}
+        and outputs.keys() == {*graph.outputs.values(), *written}
+        and len(inputs) == len(graph.inputs) + len(names)
+        and outputs[graph.outputs["logits"]].shape[-1] == graph.vocab_size
+        and all(
+            value.type == kind and (value.shape[1], value.shape[3]) == (layout.kv_heads, layout.head_dim)
+            for value in (*(inputs[name] for name in names), *(outputs[name] for name in written))
+        )
+    )
+    if not agrees:
+        raise BundleError(
+            f"{graph.files[0]} is not the program that the manifest describes", hint="convert the model again"
+        )
 
 
 class OnnxRuntimeDecoder:
@@ -128,14 +153,14 @@ class OnnxRuntimeDecoder:
         layout = self._graph.cache
         capacity = min(max(2 * self._capacity, FIRST_CAPACITY, length), self._context)
         for index in range(layout.layers):
-            for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
-                name = past.format(index)
+            for past, present in zip(layout.past, layout.present, strict=True):
+                name = past.replace("{}", str(index))
                 buffer = np.zeros((1, layout.kv_heads, capacity, layout.head_dim), layout.dtype)
                 if self._length:
                     buffer[:, :, : self._length] = self._cache[name][:, :, : self._length]
                 self._cache[name] = buffer
                 self._bind_input(name, buffer)
-                self._bind_output(present.format(index), buffer)
+                self._bind_output(present.replace("{}", str(index)), buffer)
         self._capacity = capacity
 
     def _bind_input(self, name: str, array: NDArray[Any]) -> NDArray[Any]:

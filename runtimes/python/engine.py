@@ -28,7 +28,7 @@ from .text import TextStream
 
 __all__ = ["LoadedModel", "ModelSession", "load_model"]
 
-PREFILL_CHUNK = 512  # tokens computed at a time: bounds the memory of activations, and how long a cancel waits
+PREFILL_CHUNK = 128  # tokens computed at a time: fastest here, and bounds activations and how long a cancel waits
 
 
 def load_model(bundle: Bundle, program: Program, *, threads: int | None = None, mapped: bool = False) -> LoadedModel:
@@ -42,6 +42,8 @@ def load_model(bundle: Bundle, program: Program, *, threads: int | None = None, 
         BundleError: The runtime does not load it, or the tokenizer is malformed.
     """
     started = time.perf_counter()
+    if program.graph.format not in BACKENDS:
+        raise BundleError(f"no runtime here runs {program.graph.format} programs", hint=f"known: {', '.join(BACKENDS)}")
     backend_class = load_attribute(BACKENDS[program.graph.format])
     backend = backend_class(bundle.directory, program.graph, context=program.context, threads=threads, mapped=mapped)
     return LoadedModel(bundle, program, backend, _load_tokenizer(bundle.directory / "tokenizer.json"), started)
@@ -96,13 +98,18 @@ class LoadedModel:
                 raise GenerationError("chat messages can't be sent raw", hint="give a text, or leave raw out")
             if options.system is not None:
                 raise GenerationError("a raw prompt has no place for a system message", hint="write it into the prompt")
-            ids: list[int] = self.tokenizer.encode(prompt).ids
-            return ids
+            return self._ids(prompt, add_special_tokens=True)
         if self.template is None:
             raise GenerationError("this model has no chat template", hint="it is a base model: give a plain text")
-        rendered = self.template.render(_messages(prompt, options.system))
-        templated: list[int] = self.tokenizer.encode(rendered, add_special_tokens=False).ids
-        return templated
+        return self._ids(self.template.render(_messages(prompt, options.system)), add_special_tokens=False)
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # bytes of a terminal or a file that are not UTF-8
+            raise GenerationError("the prompt is not valid Unicode", hint="give it as UTF-8") from error
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits of every position, float32 [tokens, vocabulary].

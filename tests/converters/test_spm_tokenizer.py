@@ -21,7 +21,12 @@ def trained(directory: Path, **options: Any) -> Path:
     words = ["hello", "world", "the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "and", "spaces"]
     lines = [" ".join(words[(i * step) % len(words)] for i in range(8)) for step in range(1, 60)]
     corpus.write_text("\n".join(lines), encoding="utf-8")
-    settings: dict[str, Any] = {"model_type": "bpe", "vocab_size": 330, "byte_fallback": True, "minloglevel": 3} | options
+    settings: dict[str, Any] = {
+        "model_type": "bpe",
+        "vocab_size": 330,
+        "byte_fallback": True,
+        "minloglevel": 3,
+    } | options
     settings |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     sentencepiece.SentencePieceTrainer.train(input=str(corpus), model_prefix=str(directory / "tokenizer"), **settings)
     return directory / "tokenizer.model"

@@ -112,7 +112,8 @@ def test_program_over_its_bound_passes_only_labelled(
 def test_program_larger_than_full_precision_is_refused(tiny_model: Any, tmp_path: Path) -> None:
     import torch
 
-    source = tiny_model("llama", hidden_size=8, num_attention_heads=1, num_key_value_heads=1, dtype=torch.bfloat16)
+    narrow = {"hidden_size": 8, "head_dim": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
+    source = tiny_model("llama", **narrow, dtype=torch.bfloat16)
     with pytest.raises(edgekit.ConversionError, match=r"takes [\d,]+ bytes, full precision [\d,]+: .*grew") as error:
         edgekit.convert(source, target=TARGET, quant="int8", out=tmp_path / "a.edgekit")
     assert "embedding" in error.value.message
