@@ -108,7 +108,7 @@ class QuantScheme:
         return asdict(self)
 
 
-_INT8 = WeightFormat(8, 32)
+_INT8 = WeightFormat(8, 64, symmetric=False)
 _INT4 = WeightFormat(4, 32, symmetric=False)
 RECIPES: Mapping[str, QuantScheme] = {
     scheme.name: scheme
@@ -123,7 +123,14 @@ RECIPES: Mapping[str, QuantScheme] = {
         QuantScheme("int4-symmetric", replace(_INT4, symmetric=True)),
         QuantScheme("int4-symmetric-block64", WeightFormat(4, 64)),
         QuantScheme("int4-symmetric-block128", WeightFormat(4, 128)),
-        QuantScheme("int4-mixed", _INT4, overrides=(Override(("qkv",), _INT8),)),
+        QuantScheme(
+            "int4-mixed",
+            _INT4,
+            overrides=(
+                Override(("gate_up",), replace(_INT4, block_size=64)),  # half of all weights, and the least sensitive
+                Override(("down",), _INT8, "edges"),  # the outliers of the first and last layers
+            ),
+        ),
     )
 }
 

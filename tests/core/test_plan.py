@@ -213,7 +213,7 @@ def test_keep_carries_exact_blocks_and_requantizes_the_rest() -> None:
     assert plan.quant == "keep"
     assert plan.weights["layers.0.qkv"].format == WeightFormat(4, 32)
     assert {role for role, weight in plan.weights.items() if weight.carried} == {"layers.0.qkv", "layers.0.down"}
-    assert plan.weights["head"].format == WeightFormat(8, 32)
+    assert plan.weights["head"].format == RECIPES["int8"].format
 
 
 def test_other_schemes_carry_blocks_of_their_own_width_only() -> None:
