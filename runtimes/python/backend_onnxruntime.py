@@ -38,8 +38,6 @@ class OnnxRuntimeBackend:
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = _QUIET
-        options.enable_mem_pattern = False  # planned for one length of input; here each call has another
-        options.enable_cpu_mem_arena = False  # measured: no slower, and freed memory goes back
         if threads:
             options.intra_op_num_threads = threads
         if mapped:
