@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ __all__ = ["MANIFEST", "SCHEMA_VERSION", "Bundle", "Manifest", "Program", "hash_
 MANIFEST, GOLDENS, TOKENIZER = "edgekit.json", "goldens.json", "tokenizer.json"
 SCHEMA_VERSION = 1
 LARGEST_MANIFEST_BYTES = 64_000_000
+HASHED_BYTES = 1 << 22
 _DAMAGED = "the bundle was changed or its copy is incomplete; convert the model again"
 _T = TypeVar("_T")
 
@@ -121,10 +123,13 @@ def open_bundle(directory: str | Path, *, check_hashes: bool = True) -> Bundle:
     return Bundle(directory, manifest)
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def hash_file(path: Path, *, given_up: Callable[[], bool] = lambda: False) -> str:
+    """SHA-256 of a file, in hexadecimal; `given_up` is asked for each block, and ends it with what was read."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as handle:
+        while (block := handle.read(HASHED_BYTES)) and not given_up():
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def list_files(directory: Path) -> dict[str, dict[str, Any]]:
@@ -264,7 +269,7 @@ def _program_from(fields: _Fields) -> Program:
 
 def _report_from(fields: _Fields) -> TensorReport:
     error = fields.values.get("relative_error")
-    if not isinstance(error, int | float) or isinstance(error, bool):
+    if not isinstance(error, int | float) or isinstance(error, bool) or not 0 <= error <= sys.float_info.max:
         raise fields.wrong("relative_error", "a number")
     return TensorReport(
         role=fields.get("role", str),

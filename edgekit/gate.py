@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import GOLDENS, TOKENIZER, Bundle, Program, open_bundle
-from edgekit.errors import BundleError, ConversionError, GenerationError
+from edgekit.errors import BundleError, ConversionError, GenerationError, SourceError
 from edgekit.goldens import Goldens, make_goldens, read_goldens
-from edgekit.graph import Graph
+from edgekit.graph import Graph, TensorReport
 from edgekit.plan import Plan, make_plan
 from edgekit.progress import ProgressFn
 from edgekit.registry import CONVERTERS, EXECUTORS, LOADER, load_attribute
@@ -25,7 +26,7 @@ from edgekit.verify import Comparison, compare, compare_with_goldens, greedy_mat
 if TYPE_CHECKING:
     from edgekit.runtimes.engine import LoadedModel
 
-__all__ = ["NOT_VERIFIED", "check_size", "kl_bound", "verify_bundle", "verify_program"]
+__all__ = ["NOT_VERIFIED", "kl_bound", "oversize", "verify_bundle", "verify_program"]
 
 NOT_VERIFIED: Mapping[str, Any] = {
     "status": "not-executed",
@@ -40,32 +41,25 @@ REFERENCE_TARGET = "linux-x86-64"  # for a float32 program any target decides th
 _FLOAT_BYTES = {"F64": 8, "F32": 4}  # all else, quantized checkpoints too, came from 16 bits
 
 
-def kl_bound(plan: Plan, source: Source) -> float:
-    """The mean KL that the plan's scheme must not exceed."""
-    rounded = [w.format.bits for w in plan.weights.values() if w.form_is_blocks and not w.carried]
+def kl_bound(weights: Iterable[TensorReport], parameters: int) -> float:
+    """The mean KL that weights stored so must not exceed: by the fewest bits that any was rounded to."""
+    rounded = [report.bits for report in weights if report.block_size and report.relative_error]
     if min(rounded, default=32) > 4:
         return BOUND_8_BITS
-    return BOUND_4_BITS_SMALL if source.parameters < SMALL_PARAMETERS else BOUND_4_BITS
+    return BOUND_4_BITS_SMALL if parameters < SMALL_PARAMETERS else BOUND_4_BITS
 
 
-def check_size(source: Source, graph: Graph) -> None:
-    """Refuse a program that is larger than the full-precision one would be.
-
-    Raises:
-        ConversionError: It is; the tensors that grew are named.
-    """
+def oversize(source: Source, plan: Plan) -> str | None:
+    """What is wrong with a quantized program that would be larger than the full-precision one; None where it is not."""
 
     def full_bytes(role: str) -> int:
         return sum(prod(tensor.shape) * _FLOAT_BYTES.get(tensor.dtype, 2) for tensor in source.parts[role])
 
-    whole, stored = sum(map(full_bytes, source.parts)), sum(report.size_bytes for report in graph.weights)
-    quantized = any(report.block_size for report in graph.weights)
-    if quantized and stored > whole:
-        grown = [report.role for report in graph.weights if report.size_bytes > full_bytes(report.role)]
-        raise ConversionError(
-            f"the quantized program takes {stored:,} bytes, full precision {whole:,}: {', '.join(grown[:3])} grew",
-            hint="use a smaller block size or --quant fp32: these rows are shorter than a block",
-        )
+    whole, stored = sum(map(full_bytes, plan.weights)), plan.memory.weights_bytes
+    if not plan.scheme.quantized or stored <= whole:
+        return None
+    grown = [role for role, weight in plan.weights.items() if weight.size_bytes > full_bytes(role)]
+    return f"the quantized program takes {stored:,} bytes, full precision {whole:,}: {', '.join(grown[:3])} grew"
 
 
 def verify_program(
@@ -79,28 +73,40 @@ def verify_program(
     program = unfinished.program(plan.format)
     try:
         model: LoadedModel = load_attribute(LOADER)(unfinished, program)
-        goldens = make_goldens(model, plan.format, on_progress=on_progress)
-    except (BundleError, GenerationError) as error:
+    except BundleError as error:
         if plan.scheme.activation_bits == 16:
             return {"status": "not-executed", "executed": None, "reason": f"no provider here runs it: {error.message}"}
-        raise ConversionError(f"the program does not run: {error.message}", hint=error.hint) from error
-    card: dict[str, Any] = {"executed": EXECUTORS[plan.format]}
+        raise ConversionError(f"the program does not load: {error.message}", hint=error.hint) from error
     with model:
-        if not goldens.texts:
-            card |= {"status": "not-compared", "reason": "the context is too short for any of the test prompts"}
-        elif not plan.scheme.quantized and plan.scheme.activation_bits == 32:
-            card |= {"status": "ok", "reason": "this is the full-precision program"}
-        else:
-            try:
-                figures, goldens = _compare_with_source(model, source, plan, unfinished, goldens, on_progress)
-                card |= figures
-            except ConversionError as error:
-                card |= {"status": "not-compared", "reason": error.message}
+        try:
+            card, goldens = _quality_card(model, source, plan, unfinished, on_progress)
+        except GenerationError as error:
+            raise ConversionError(f"the program does not run: {error.message}", hint=error.hint) from error
     if card["status"] == "failed" and not allow_low_quality:
         raise ConversionError(card["reason"], hint="use --quant int8, or --allow-low-quality to keep it all the same")
     text = json.dumps(goldens.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     (unfinished.directory / GOLDENS).write_text(text + "\n", encoding="utf-8", newline="\n")
     return card
+
+
+def _quality_card(
+    model: LoadedModel, source: Source, plan: Plan, unfinished: Bundle, on_progress: ProgressFn | None
+) -> tuple[dict[str, Any], Goldens]:
+    goldens = make_goldens(model, plan.format, on_progress=on_progress)
+    card: dict[str, Any] = {"executed": EXECUTORS[plan.format]}
+    if not goldens.texts:
+        return card | {"status": "not-compared", "reason": "the context is too short for any test prompt"}, goldens
+    if not plan.scheme.quantized and plan.scheme.activation_bits == 32:
+        return card | {"status": "ok", "reason": "this is the full-precision program"}, goldens
+    try:
+        comparison, goldens = _compare_with(source, unfinished, unfinished.program(), model, goldens, on_progress)
+    except (BundleError, ConversionError, OSError) as error:  # no room for the reference, as a rule
+        return card | {"status": "not-compared", "reason": f"the reference could not be run: {error}"}, goldens
+    bound = kl_bound(unfinished.program().graph.weights, source.parameters)
+    card |= asdict(comparison) | {"reference": "float32 program of the same source", "kl_bound": bound}
+    if comparison.kl_mean <= bound:
+        return card | {"status": "ok", "reason": None}, goldens
+    return card | {"status": "failed", "reason": _blame(comparison, bound, unfinished)}, goldens
 
 
 def verify_bundle(
@@ -128,8 +134,7 @@ def verify_bundle(
 def _verify_row(
     bundle: Bundle, program: Program, source: Source | None, threads: int | None, on_progress: ProgressFn | None
 ) -> dict[str, Any]:
-    format, bound = program.graph.format, program.quality.get("kl_bound", BOUND_8_BITS)
-    row: dict[str, Any] = {"format": format} | dict.fromkeys(
+    row: dict[str, Any] = {"format": program.graph.format} | dict.fromkeys(
         ("executed", "kl_mean", "top1_agreement", "greedy_match_tokens", "reason")
     )
     try:
@@ -137,36 +142,35 @@ def _verify_row(
     except BundleError as error:
         return row | {"status": "not-executed", "reason": error.message}
     with model:
-        remembered = (bundle.directory / GOLDENS).is_file()
-        if not remembered and source is None:
-            return row | {"status": "not-compared", "reason": "converted without verification; give --reference"}
-        goldens = read_goldens(bundle, program) if remembered else make_goldens(model, format)
-        row["executed"] = EXECUTORS[format]
-        row["greedy_match_tokens"], excusable = greedy_match(model, goldens, format)
-        if source is not None:
-            comparison: Comparison | None = _compare_with(source, bundle, program, model, goldens, on_progress)[0]
-        else:
-            comparison = compare_with_goldens(model, goldens)
+        try:
+            return row | _verified(bundle, program, source, model, on_progress)
+        except GenerationError as error:
+            return row | {"status": "failed", "reason": error.message}
+
+
+def _verified(
+    bundle: Bundle, program: Program, source: Source | None, model: LoadedModel, on_progress: ProgressFn | None
+) -> dict[str, Any]:
+    format = program.graph.format
+    remembered = (bundle.directory / GOLDENS).is_file()
+    if not remembered and source is None:
+        return {"status": "not-compared", "reason": "converted without verification; give --reference"}
+    goldens = read_goldens(bundle, program) if remembered else make_goldens(model, format)
+    matched, excusable = greedy_match(model, goldens, format)
+    found: dict[str, Any] = {"executed": EXECUTORS[format], "greedy_match_tokens": matched}
+    if source is not None:
+        comparison: Comparison | None = _compare_with(source, bundle, program, model, goldens, on_progress)[0]
+    else:
+        comparison = compare_with_goldens(model, goldens)
     if not excusable:
-        return row | {"status": "failed", "reason": "greedy tokens differ from those the bundle was verified with"}
+        return found | {"status": "failed", "reason": "greedy tokens differ from those the bundle was verified with"}
     if comparison is None:
-        return row | {"status": "ok", "reason": program.quality.get("reason")}
-    row |= {"kl_mean": comparison.kl_mean, "top1_agreement": comparison.top1_agreement}
-    if comparison.kl_mean > bound:
-        return row | {"status": "failed", "reason": f"mean KL {comparison.kl_mean:.3g} is over the bound of {bound}"}
-    return row | {"status": "ok"}
-
-
-def _compare_with_source(
-    model: LoadedModel, source: Source, plan: Plan, bundle: Bundle, goldens: Goldens, on_progress: ProgressFn | None
-) -> tuple[dict[str, Any], Goldens]:
-    """The figures of a quality card, and the goldens completed."""
-    comparison, goldens = _compare_with(source, bundle, bundle.program(plan.format), model, goldens, on_progress)
-    bound = kl_bound(plan, source)
-    figures = asdict(comparison) | {"reference": "float32 program of the same source", "kl_bound": bound}
-    if comparison.kl_mean <= bound:
-        return figures | {"status": "ok", "reason": None}, goldens
-    return figures | {"status": "failed", "reason": _blame(comparison, bound, bundle)}, goldens
+        return found | {"status": "ok", "reason": program.quality.get("reason")}
+    found |= {"kl_mean": comparison.kl_mean, "top1_agreement": comparison.top1_agreement}
+    bound = kl_bound(program.graph.weights, bundle.manifest.model.get("parameters") or 0)
+    if not comparison.kl_mean <= bound:
+        return found | {"status": "failed", "reason": f"mean KL {comparison.kl_mean:.3g} is over the bound of {bound}"}
+    return found | {"status": "ok"}
 
 
 def _compare_with(
@@ -178,13 +182,22 @@ def _compare_with(
     on_progress: ProgressFn | None,
 ) -> tuple[Comparison, Goldens]:
     """Compare with the source in float32, written beside the bundle and computed from its mapped file."""
-    plan = make_plan(
-        source, load_target(REFERENCE_TARGET), quant="fp32", context=program.context, format=program.graph.format
-    )
+    format, config = program.graph.format, source.config
+    theirs = bundle.manifest.model.get("model_type"), program.graph.vocab_size
+    if (config.model_type, config.vocab_size) != theirs:
+        raise SourceError(
+            f"the reference is a {config.model_type} with {config.vocab_size:,} tokens, the bundle a {theirs[0]} with "
+            f"{theirs[1]:,}",
+            hint="give the checkpoint that the bundle was converted from",
+        )
+    plan = make_plan(source, load_target(REFERENCE_TARGET), quant="fp32", context=program.context, format=format)
     renamed = (lambda step: on_progress(replace(step, stage="reference"))) if on_progress else None
-    with tempfile.TemporaryDirectory(prefix=".edgekit-reference-", dir=bundle.directory.parent) as name:
+    parent = bundle.directory.parent
+    place = parent if os.access(parent, os.W_OK) else None  # else where the system keeps such files
+    # Windows can't remove a file that is still mapped, and says so over any other error.
+    with tempfile.TemporaryDirectory(prefix=".edgekit-reference-", dir=place, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        graph: Graph = load_attribute(CONVERTERS[plan.format])(source, plan, folder, on_progress=renamed)
+        graph: Graph = load_attribute(CONVERTERS[format])(source, plan, folder, on_progress=renamed)
         shutil.copy(bundle.directory / TOKENIZER, folder)
         whole = Program(graph, plan.context, NOT_VERIFIED)
         with load_attribute(LOADER)(replace(bundle, directory=folder), whole, mapped=True) as reference:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import GOLDENS, Bundle, Program
 from edgekit.errors import BundleError, GenerationError
 from edgekit.progress import Progress, ProgressFn
-from edgekit.session import GenerateOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,7 @@ POSITIONS = 256
 TEXTS = 4
 SEED = 20261122
 GREEDY_TOKENS = 32
+DATE = datetime(2026, 1, 1)
 # A greedy step may differ on another kernel where its two best logits are closer than this; later steps then follow.
 MARGIN_TOLERANCE = 0.5
 _QUESTIONS = (
@@ -45,7 +46,7 @@ _OPENINGS = (
 
 @dataclass(frozen=True, slots=True)
 class GoldenText:
-    """A prompt and what the model went on to write; the positions compared are those that predict `tokens[start:]`."""
+    """A rendered prompt and what the model went on to write; the positions compared are those that predict `tokens[start:]`."""
 
     prompt: str
     tokens: tuple[int, ...]
@@ -72,10 +73,11 @@ def make_goldens(model: LoadedModel, format: str, *, on_progress: ProgressFn | N
 
     Positions are fewer than 256 where the context is too short for them.
     """
-    prompts = _QUESTIONS if model.template else _OPENINGS
+    chat = model.has_chat_template
+    prompts = [model.render(question, now=DATE) for question in _QUESTIONS] if chat else _OPENINGS
     texts, greedy, margins = [], [], []
     for number, prompt in enumerate(prompts):
-        ids = model.encode(prompt, GenerateOptions())
+        ids = model.token_ids(prompt, add_special_tokens=not chat)
         room = model.context - len(ids)
         if room < 1:
             continue
@@ -158,7 +160,7 @@ def read_goldens(bundle: Bundle, program: Program) -> Goldens:
             tuple(tuple(map(int, row)) for row in values["top_tokens"]),
             tuple(tuple(map(float, row)) for row in values["top_log_probabilities"]),
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"{GOLDENS} is malformed", hint="convert the model again") from error
     if not _consistent(goldens, format, program.context, vocabulary):
         raise BundleError(f"{GOLDENS} contradicts itself or the model", hint="convert the model again")
@@ -174,6 +176,13 @@ def _consistent(goldens: Goldens, format: str, context: int, vocabulary: int) ->
         and all(0 < text.start < len(text.tokens) <= context for text in goldens.texts)
         and all(0 <= token < vocabulary for token in ids)
         and len(goldens.greedy[format]) == len(goldens.margins[format]) == len(goldens.texts)
+        and all(
+            0 < len(tokens) == len(margins) <= context - text.start
+            for text, tokens, margins in zip(
+                goldens.texts, goldens.greedy[format], goldens.margins[format], strict=True
+            )
+        )
+        and all(goldens.top_tokens)
         and len(goldens.top_tokens) == len(goldens.top_log_probabilities)
         and len(goldens.top_tokens) in {0, positions}
         and len({len(row) for row in (*goldens.top_tokens, *goldens.top_log_probabilities)}) <= 1

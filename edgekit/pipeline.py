@@ -8,16 +8,17 @@ import json
 import platform
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgekit.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, Program, hash_file, list_files
-from edgekit.errors import ConversionError
-from edgekit.gate import NOT_VERIFIED, check_size, verify_program
+from edgekit.errors import ConversionError, SourceError
+from edgekit.gate import NOT_VERIFIED, oversize, verify_program
 from edgekit.graph import Graph
 from edgekit.plan import Plan, make_plan
 from edgekit.progress import ProgressFn
@@ -62,19 +63,23 @@ def convert(
     """
     opened = open_source(source)
     plan = make_plan(opened, load_target(target), quant=quant, context=context, format=format)
-    directory = Path(out) if out else Path(f"{Path(opened.provenance.name).stem}-{plan.target}.edgekit")
-    with _written_aside(directory, force=force) as unfinished, ThreadPoolExecutor(1) as hasher:
-        hashes = hasher.submit(_weight_hashes, opened)
+    too_large = oversize(opened, plan)
+    if too_large and not allow_low_quality:
+        raise ConversionError(too_large, hint="use a smaller block size, --quant fp32, or --allow-low-quality")
+    name = opened.provenance.name.rpartition("/")[2].removesuffix(".gguf")
+    directory = Path(out) if out else Path(f"{name}-{plan.target}.edgekit")
+    with _written_aside(directory, force=force) as unfinished, _hashing(opened.weight_files) as hashes:
         graph: Graph = load_attribute(CONVERTERS[plan.format])(opened, plan, unfinished, on_progress=on_progress)
         (unfinished / TOKENIZER).write_text(opened.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
         manifest = _manifest(opened, plan, graph)
-        check_size(opened, graph)
         quality: Mapping[str, Any] = NOT_VERIFIED
         if verify:
             program = Bundle(unfinished, manifest)
             quality = verify_program(
                 program, opened, plan, allow_low_quality=allow_low_quality, on_progress=on_progress
             )
+        if too_large:
+            quality = dict(quality) | {"status": "failed", "reason": too_large}
         manifest = replace(
             manifest,
             programs=(Program(graph, plan.context, quality),),
@@ -127,8 +132,22 @@ def _installed_versions() -> Iterator[tuple[str, str]]:
             yield name, "not installed"
 
 
-def _weight_hashes(source: Source) -> dict[str, str]:
-    return {path.name: hash_file(path) for path in source.weight_files}
+@contextmanager
+def _hashing(files: tuple[Path, ...]) -> Iterator[Future[dict[str, str]]]:
+    """SHA-256 of each weight file, computed beside the conversion, and given up when that ends early."""
+    ended = threading.Event()
+
+    def hash_all() -> dict[str, str]:
+        try:
+            return {path.name: hash_file(path, given_up=ended.is_set) for path in files}
+        except OSError as error:
+            raise SourceError(f"{error.filename} cannot be read: {error.strerror}", hint="fetch it again") from error
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(hash_all)
+        finally:
+            ended.set()
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -169,5 +188,9 @@ def _replace(unfinished: Path, directory: Path) -> None:
         return
     old = unfinished.with_suffix(".old")  # directories can't be replaced in one step
     directory.rename(old)
-    unfinished.rename(directory)
-    shutil.rmtree(old)
+    try:
+        unfinished.rename(directory)
+    except BaseException:
+        old.rename(directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)  # Windows keeps what another process has open

@@ -116,7 +116,7 @@ def make_plan(
         format: None takes the target's first one that can be converted to.
 
     Raises:
-        PlanError: The context is impossible, or weights and context do not fit the target at all.
+        PlanError: The context is impossible.
         UnsupportedError: The format or the quantization is not known.
     """
     config, notes = source.config, list(source.notes)
@@ -234,10 +234,12 @@ def _weights_bytes(weights: Mapping[str, WeightPlan]) -> int:
 
 
 def _memory(config: ModelConfig, target: Target, weights: Mapping[str, WeightPlan], context: int) -> MemoryPlan:
+    halves = weights["final_norm"].format.bits == 16  # norms are kept in the type that the program computes in
+    cache_bytes = 2 if halves else 4
     widest = max(2 * config.intermediate_size, config.attention.qkv_rows) + 4 * config.hidden_size
     lines = {
         "weights_bytes": _weights_bytes(weights),
-        "kv_bytes": config.kv_bytes(context),
+        "kv_bytes": config.kv_bytes(context, element_bytes=cache_bytes),
         "activations_bytes": 4 * (min(context, PREFILL_CHUNK) * widest + 2 * config.vocab_size),
         "runtime_bytes": RUNTIME_BYTES,
     }

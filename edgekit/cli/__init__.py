@@ -54,9 +54,10 @@ def _edgekit() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code: 0 done, 1 an EdgeKit error, 2 wrong usage, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):
+    streams = ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace"))
+    for stream, errors in streams:
         if hasattr(stream, "reconfigure"):  # a Windows console's own encoding can't show every model's text
-            stream.reconfigure(encoding="utf-8", errors="replace")
+            stream.reconfigure(encoding="utf-8", errors=errors)
     try:
         code = _edgekit.main(arguments, prog_name="edgekit", standalone_mode=False)
     except EdgeKitError as error:
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stderr.close()
+    except OSError as error:  # a file that can't be read or written, where nothing nearer knew what it was for
+        click.echo(f"error: {error.strerror or error}: {error.filename or 'a file'}", err=True)
+        click.echo("hint: check the path, its permissions and the free space", err=True)
         return 1
     return code if isinstance(code, int) else 0

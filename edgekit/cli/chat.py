@@ -25,7 +25,7 @@ def command(bundle: Path, threads: int | None, **options: Any) -> None:
     from edgekit.loading import load
 
     with load(bundle, threads=threads) as model:
-        if model.template is None:
+        if not model.has_chat_template:
             raise GenerationError("this model has no chat template", hint="use `edgekit run` with a plain text")
         click.echo(_HELP, err=True)
         session, messages = model.session(), list[Message]()

@@ -42,7 +42,7 @@ def _bundle_text(bundle: Bundle) -> str:
     model, provenance = manifest.model, manifest.provenance
     lines = [
         f"{bundle.directory}: {model.get('name')} for {manifest.target}",
-        f"  model       {model.get('model_type')}, {model.get('parameters', 0):,} parameters, {model.get('layers')} layers",
+        f"  model       {model.get('model_type')}, {model.get('parameters') or 0:,} parameters, {model.get('layers')} layers",
         f"  source      {provenance.get('kind')} {provenance.get('revision') or ''}".rstrip(),
         f"  licence     {manifest.licence or 'not stated'}",
         f"  end tokens  {', '.join(map(str, manifest.eos_token_ids)) or 'none'}",

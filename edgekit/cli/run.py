@@ -28,7 +28,7 @@ def command(bundle: Path, prompt: str, format_: str | None, threads: int | None,
     if prompt == "-":
         prompt = sys.stdin.read()
     with load(bundle, format=format_, threads=threads) as model:
-        if model.template is None and not options["raw"]:
+        if not model.has_chat_template and not options["raw"]:
             click.echo("note: this is a base model without a chat template; the prompt is sent raw", err=True)
         if as_json:
             reply = model.generate(prompt, **options)

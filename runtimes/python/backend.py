@@ -33,6 +33,10 @@ class Decoder(Protocol):
         """Forget all tokens from `length` on."""
         ...
 
+    def close(self) -> None:
+        """Free the cache; may be called again."""
+        ...
+
 
 class Backend(Protocol):
     """Loaded weights."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgekit.errors import BundleError
+from edgekit.errors import BundleError, GenerationError
 from edgekit.graph import Graph
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -43,7 +43,9 @@ class OnnxRuntimeBackend:
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            self.session = ort.InferenceSession(directory / graph.files[0], options, providers=["CPUExecutionProvider"])
+            self.session: Any = ort.InferenceSession(
+                directory / graph.files[0], options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             first_line = str(error).strip().splitlines()[0]
             raise BundleError(
@@ -55,12 +57,18 @@ class OnnxRuntimeBackend:
         self.context = context
 
     def decoder(self) -> OnnxRuntimeDecoder:
-        """A new sequence."""
+        """A new sequence.
+
+        Raises:
+            GenerationError: The model is closed.
+        """
+        if self.session is None:
+            raise GenerationError("the model is closed", hint="load it again")
         return OnnxRuntimeDecoder(self)
 
     def close(self) -> None:
-        """Free the weights, once no decoder uses them any more."""
-        del self.session
+        """Free the weights, once every decoder is closed too."""
+        self.session = None
 
 
 def _check_declared(session: Any, graph: Graph) -> None:
@@ -97,7 +105,6 @@ class OnnxRuntimeDecoder:
         self._length = 0
         self._capacity = 0
         self._cache: dict[str, NDArray[np.generic]] = {}
-        self._bound: list[Any] = []  # keeps what the binding points to alive
         self._total = self._bind_input(graph.inputs["length"], np.zeros((), np.int32))
         self._start = self._bind_input(graph.inputs["logits_start"], np.zeros(1, np.int64))
         self._rope_length: NDArray[np.int64] | None = None
@@ -114,7 +121,13 @@ class OnnxRuntimeDecoder:
         return self._length
 
     def forward(self, tokens: NDArray[np.int64], *, rows: int, rope_length: int) -> NDArray[np.float32]:
-        """See `Decoder.forward`."""
+        """See `Decoder.forward`.
+
+        Raises:
+            GenerationError: ONNX Runtime fails, for want of memory as a rule, or the decoder is closed.
+        """
+        if self._session is None:
+            raise GenerationError("the session is closed", hint="open another one")
         new = len(tokens)
         self._reserve(self._length + new)
         self._total[...] = self._length + new
@@ -127,7 +140,10 @@ class OnnxRuntimeDecoder:
             self._one_token[0, 0] = tokens[0]
         else:
             self._tokens[0, :] = tokens
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime's errors share no base class but this
+            raise GenerationError(f"ONNX Runtime failed: {str(error).strip().splitlines()[0]}") from error
         self._length += new
         rows_found: NDArray[np.float32] = self._logits[0]
         return rows_found
@@ -137,6 +153,12 @@ class OnnxRuntimeDecoder:
         if not 0 <= length <= self._length:
             raise ValueError(f"rewind to {length} of {self._length} tokens")
         self._length = length
+
+    def close(self) -> None:
+        """Free the cache and let go of the weights."""
+        self._session = self._binding = None
+        self._cache.clear()
+        self._length = self._capacity = 0
 
     def _bind_tokens(self, new: int, rows: int) -> None:
         self._tokens = self._one_token if new == 1 else np.empty((1, new), np.int64)

@@ -86,6 +86,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
+        now: datetime | None = None,
         **variables: object,
     ) -> str:
         """Return the prompt text.
@@ -95,6 +96,7 @@ class ChatTemplate:
                 message with "tool_calls" may lack the content.
             add_generation_prompt: End with the opening of a reply.
             tools: JSON schemas of the functions that the model may call.
+            now: What a template that asks for the date is told; None is the system's.
             variables: More that the template sees, such as enable_thinking.
 
         Raises:
@@ -109,6 +111,8 @@ class ChatTemplate:
             "tools": None if tools is None else [_copy_mapping(tool, "the tools") for tool in tools],
             "add_generation_prompt": add_generation_prompt,
         }
+        if now is not None:
+            values["strftime_now"] = now.strftime
         try:
             with self._lock:
                 return self._render(values)

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +53,10 @@ def load_model(bundle: Bundle, program: Program, *, threads: int | None = None, 
 
 def _load_tokenizer(path: Path) -> Any:
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()  # a prompt is never cut in silence
+        tokenizer.no_padding()
+        return tokenizer
     except Exception as error:  # the tokenizers library raises plain Exception
         raise BundleError(f"{path.name} is not a tokenizer: {error}", hint="convert the model again") from error
 
@@ -66,9 +71,25 @@ class LoadedModel:
         self.end_tokens = frozenset(manifest.eos_token_ids)
         self.rope_switch = program.graph.rope_switch
         self.backend = backend
-        special = manifest.special_tokens
-        self.template = ChatTemplate(manifest.chat_template, special_tokens=special) if manifest.chat_template else None
+        self.vocab_size = program.graph.vocab_size
+        self._manifest = manifest
         self.load_s = time.perf_counter() - started
+
+    @property
+    def has_chat_template(self) -> bool:
+        """False for a base model: it continues texts, and takes no messages."""
+        return self._manifest.chat_template is not None
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template, compiled when it is first needed: raw prompts do without.
+
+        Raises:
+            GenerationError: There is none, or it is broken.
+        """
+        if self._manifest.chat_template is None:
+            raise GenerationError("this model has no chat template", hint="it is a base model: give a plain text")
+        return ChatTemplate(self._manifest.chat_template, special_tokens=self._manifest.special_tokens)
 
     def session(self) -> ModelSession:
         """Open a conversation with an empty cache."""
@@ -90,25 +111,37 @@ class LoadedModel:
         """Token ids of a prompt: rendered by the chat template, or as it is where there is none or `raw` is set.
 
         Raises:
-            GenerationError: Messages for a model without a template, or a system message that can't be placed.
+            GenerationError: Messages for a model without a template, a system message that can't be placed, or a token that
+                the model does not have.
         """
-        raw = options.raw or (isinstance(prompt, str) and self.template is None)
-        if raw:
-            if not isinstance(prompt, str):
-                raise GenerationError("chat messages can't be sent raw", hint="give a text, or leave raw out")
-            if options.system is not None:
-                raise GenerationError("a raw prompt has no place for a system message", hint="write it into the prompt")
-            return self._ids(prompt, add_special_tokens=True)
-        if self.template is None:
-            raise GenerationError("this model has no chat template", hint="it is a base model: give a plain text")
-        return self._ids(self.template.render(_messages(prompt, options.system)), add_special_tokens=False)
+        if not (options.raw or (isinstance(prompt, str) and not self.has_chat_template)):
+            return self.token_ids(self.render(prompt, options.system), add_special_tokens=False)
+        if not isinstance(prompt, str):
+            raise GenerationError("chat messages can't be sent raw", hint="give a text, or leave raw out")
+        if options.system is not None:
+            raise GenerationError("a raw prompt has no place for a system message", hint="write it into the prompt")
+        return self.token_ids(prompt, add_special_tokens=True)
 
-    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def render(self, prompt: Prompt, system: str | None = None, *, now: datetime | None = None) -> str:
+        """A prompt in the words of the chat template; `now` is what a template that asks for the date is told."""
+        return self.template.render(_messages(prompt, system), now=now)
+
+    def token_ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text, with or without the tokens that the tokenizer adds itself.
+
+        Raises:
+            GenerationError: The text is not valid Unicode, or holds a token that the model does not have.
+        """
         try:
             text.encode()
         except UnicodeEncodeError as error:  # bytes of a terminal or a file that are not UTF-8
             raise GenerationError("the prompt is not valid Unicode", hint="give it as UTF-8") from error
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        beyond = [token for token in ids if token >= self.vocab_size]
+        if beyond:
+            raise GenerationError(
+                f"the prompt holds the token {self.tokenizer.id_to_token(beyond[0])!r}, which this model has no weights for"
+            )
         return ids
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -204,7 +237,7 @@ class ModelSession:
     def close(self) -> None:
         """Free the cache."""
         self._tokens = []
-        del self._decoder
+        self._decoder.close()
 
     def _stream(self, prompt: list[int], options: GenerateOptions, clock: _Clock) -> Iterator[Chunk]:
         model = self._model
@@ -240,7 +273,9 @@ class ModelSession:
             elif shown:
                 yield Chunk(shown, tuple(pending))
                 pending = []
-        yield self._last_chunk(text.finish(), pending, reason, clock, (len(prompt), cached, count))
+        rest = text.finish()
+        reason = "stop" if text.stopped else reason  # the last held-back bytes may complete a stop text
+        yield self._last_chunk(rest, pending, reason, clock, (len(prompt), cached, count))
 
     def _last_chunk(
         self, text: str, tokens: list[int], reason: FinishReason, clock: _Clock, counts: tuple[int, int, int]
@@ -270,6 +305,7 @@ class ModelSession:
         long_rope = self._is_long(len(prompt))
         if long_rope != self._long_rope:  # rotated otherwise: nothing can be kept
             shared = 0
+        shared = min(shared, self._decoder.length)  # an interrupt may have come between the two
         self._long_rope = long_rope
         self._rewind(shared)
         return shared
@@ -298,5 +334,6 @@ class ModelSession:
             self._long_rope = True
             self._rewind(0)
             return self._prefill(tokens)
+        logits = self._decoder.forward(np.array([token], np.int64), rows=1, rope_length=len(self._tokens) + 1)
         self._tokens.append(token)
-        return self._decoder.forward(np.array([token], np.int64), rows=1, rope_length=len(self._tokens))
+        return logits

@@ -33,6 +33,8 @@ def _windows_peak() -> int:
             ),
         )
 
+    ctypes.windll.kernel32.GetCurrentProcess.restype = wintypes.HANDLE
+    ctypes.windll.psapi.GetProcessMemoryInfo.argtypes = (wintypes.HANDLE, ctypes.c_void_p, wintypes.DWORD)
     counters = Counters(cb=ctypes.sizeof(Counters))
     process = ctypes.windll.kernel32.GetCurrentProcess()
     found = ctypes.windll.psapi.GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)

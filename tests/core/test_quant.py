@@ -50,13 +50,13 @@ def test_file_with_overrides(tmp_path: Path) -> None:
     bits = 8
     [[overrides]]
     roles = ["head"]
-    bits = 16
+    bits = 32
     """
     scheme = load_scheme(recipe(tmp_path, text))
     assert scheme.format == WeightFormat(4, 128)
     assert scheme.overrides == (
         Override(("down", "output"), WeightFormat(8, 128), "edges"),
-        Override(("head",), WeightFormat(16)),
+        Override(("head",), WeightFormat(32)),
     )
 
 
