@@ -17,6 +17,7 @@ __all__ = ["assemble_source"]
 
 # Left-overs that published checkpoints carry and no model reads.
 _UNUSED = re.compile(r"(rotary_emb\.inv_freq|rope_freqs\.weight|rope_factors_(long|short)\.weight|\.masked_bias)$")
+_SAFETENSORS_FLOATS = {"F64", "F32", "F16", "BF16"}
 _LAYER = re.compile(r"layers\.(\d+)\.(\w+)")
 
 
@@ -37,7 +38,8 @@ def assemble_source(
         tensors: By Hugging Face name.
 
     Raises:
-        UnsupportedError: The architecture is not described, or the checkpoint has tensors that it does not use.
+        UnsupportedError: The architecture is not described, or the checkpoint has tensors that it does not use or that are
+            of a type that is not read.
         SourceError: A tensor is missing or of another shape than the config says.
     """
     fields = ConfigFields(config, origin)
@@ -50,6 +52,8 @@ def assemble_source(
         for role, shape in part_shapes(description).items()
     }
     _check_all_used(description, parts, tensors)
+    if provenance.kind == "safetensors":  # a GGUF's types are checked as it is read
+        _check_types(parts)
     _check_tokenizer(description, tokenizer)
     return Source(description, tokenizer, parts, provenance, weight_files)
 
@@ -97,6 +101,15 @@ def _check_all_used(
         raise UnsupportedError(
             f"tensor {unknown[0]} has no place in a {config.model_type} decoder ({len(unknown)} such tensors)",
             hint="the model has parts that are not handled, such as a vision tower, adapters or other biases",
+        )
+
+
+def _check_types(parts: Mapping[str, tuple[Tensor, ...]]) -> None:
+    unread = [tensor for tensors in parts.values() for tensor in tensors if tensor.dtype not in _SAFETENSORS_FLOATS]
+    if unread:
+        raise UnsupportedError(
+            f"tensor {unread[0].name} is stored as {unread[0].dtype}, which is not read yet ({len(unread)} such tensors)",
+            hint="use a checkpoint in BF16, F16 or F32",
         )
 
 

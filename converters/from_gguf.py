@@ -27,6 +27,7 @@ from .assemble import assemble_source
 from .gguf_config import hugging_face_config, hugging_face_names, permuted_heads
 from .gguf_header import GgufHeader, TensorEntry, read_gguf_header
 from .gguf_tokenizer import tokenizer_json
+from .gguf_vocabulary import CONTROL, USER_DEFINED
 from .positional_file import PositionalFile
 
 __all__ = ["GgufTensor", "open_gguf"]
@@ -34,7 +35,16 @@ __all__ = ["GgufTensor", "open_gguf"]
 _EXACT_BLOCKS: Mapping[str, tuple[int, int]] = {"Q4_0": (4, 32), "Q8_0": (8, 32)}
 _DAMAGED = "the file is damaged or the download incomplete; fetch it again"
 _MOST_ROPE_FACTORS = 4096  # one for each pair of a head
+# Where llama.cpp and transformers differ on what an absent key means: null is llama.cpp's reading.
+_ABSENT = dict.fromkeys(
+    ("head_dim", "max_position_embeddings", "num_key_value_heads", "original_max_position_embeddings")
+)
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+# Files name one end token of several; llama.cpp knows the others by their text, whatever the metadata say.
+_END_TEXTS = {
+    *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"),
+    *("<|im_end|>", "<|endoftext|>", "<|end|>", "<end_of_turn>"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +127,7 @@ def open_gguf(path: str | Path) -> Source:
         tensors[wanted] = replace(tensor, name=wanted, head_dim=head_dim)
     provenance = Provenance("gguf", path.name, None, _text(header.metadata.get("general.license")))
     tokenizer = _tokenizer(header.metadata)
+    config = _ABSENT | config
     return assemble_source(config, path.name, tensors, tokenizer, provenance=provenance, weight_files=(path,))
 
 
@@ -173,7 +184,13 @@ def _tokenizer(metadata: Mapping[str, Any]) -> TokenizerFiles:
         value = metadata.get(f"tokenizer.ggml.{key}")
         return value if isinstance(value, int) and 0 <= value < len(tokens) else None
 
-    ends = tuple(dict.fromkeys(token for key in _END_KEYS if (token := token_id(key)) is not None))
+    named = [token for key in _END_KEYS if (token := token_id(key)) is not None]
+    kinds = metadata.get("tokenizer.ggml.token_type") or ()
+    known = [
+        index
+        for index, (text, kind) in enumerate(zip(tokens, kinds, strict=False))
+        if kind in (CONTROL, USER_DEFINED) and text in _END_TEXTS
+    ]
     special = {
         name: str(tokens[token])
         for name, key in (
@@ -187,7 +204,7 @@ def _tokenizer(metadata: Mapping[str, Any]) -> TokenizerFiles:
     return TokenizerFiles(
         tokenizer_json=document,
         chat_template=_text(metadata.get("tokenizer.chat_template")),
-        eos_token_ids=ends,
+        eos_token_ids=tuple(dict.fromkeys((*named, *known))),
         bos_token_id=token_id("bos_token_id"),
         special_tokens=special,
     )

@@ -13,6 +13,7 @@ from .from_safetensors import open_directory
 __all__ = ["open_hub"]
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md"]
+_IGNORED = ["consolidated*", "*/*"]  # second copies of the weights, as Mistral publishes, and other formats'
 
 
 def open_hub(location: str) -> Source:
@@ -25,7 +26,9 @@ def open_hub(location: str) -> Source:
     errors = load_attribute("huggingface_hub.errors")
     repository, _, revision = location.partition("@")
     try:
-        directory = hub.snapshot_download(repository, revision=revision or None, allow_patterns=_PATTERNS)
+        directory = hub.snapshot_download(
+            repository, revision=revision or None, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED
+        )
     except errors.GatedRepoError as error:
         raise SourceError(
             f"{repository} is gated: its publisher asks you to accept a licence first",

@@ -56,7 +56,8 @@ def tokenizer_from_directory(directory: Path, config: Mapping[str, object]) -> T
     """
     settings = _optional_json(directory / "tokenizer_config.json")
     generation = _optional_json(directory / "generation_config.json")
-    tokenizer = _with_added_tokens(_tokenizer_json(directory, settings), settings)
+    tokenizer = _with_added_tokens(_tokenizer_json(directory, settings, config), settings)
+    tokenizer |= {"truncation": None, "padding": None}  # left by a training run, they would cut prompts silently
     ids = _token_numbers(tokenizer)
     special = {name: text for name in _SPECIAL_NAMES if (text := _token_text(settings.get(name)))}
 
@@ -98,13 +99,13 @@ def read_licence(directory: Path) -> str | None:
     return named[1] if named else None
 
 
-def _tokenizer_json(directory: Path, settings: Mapping[str, object]) -> dict[str, Any]:
+def _tokenizer_json(directory: Path, settings: Mapping[str, object], config: Mapping[str, object]) -> dict[str, Any]:
     path = directory / "tokenizer.json"
     if path.is_file():
         return read_json(path)
     model = directory / "tokenizer.model"
     if model.is_file():
-        made: dict[str, Any] = json.loads(sentencepiece_tokenizer(model, settings))
+        made: dict[str, Any] = json.loads(sentencepiece_tokenizer(model, settings, str(config.get("model_type"))))
         return made
     save = "from transformers import AutoTokenizer as T; T.from_pretrained(DIR).save_pretrained(DIR)"
     raise UnsupportedError(f"{directory} has no tokenizer.json", hint=f'save one: python -c "{save}"')

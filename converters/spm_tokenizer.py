@@ -24,12 +24,13 @@ _DAMAGED = "the file is damaged; download it again"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def sentencepiece_tokenizer(path: Path, settings: Mapping[str, object]) -> str:
+def sentencepiece_tokenizer(path: Path, settings: Mapping[str, object], model_type: str = "") -> str:
     """The text of a tokenizer.json.
 
     Args:
         path: The `tokenizer.model`.
         settings: tokenizer_config.json; `add_bos_token` and `add_eos_token` count.
+        model_type: Of the config; Gemma and Phi-3 have ways of their own.
 
     Raises:
         SourceError: The file is malformed.
@@ -56,6 +57,7 @@ def sentencepiece_tokenizer(path: Path, settings: Mapping[str, object]) -> str:
         )
     return tokenizer_json(
         {
+            "general.architecture": model_type,
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.tokens": tokens,
             "tokenizer.ggml.scores": scores,

@@ -24,6 +24,10 @@ class ConfigFields:
     values: Mapping[str, object]
     origin: str
 
+    def with_defaults(self, defaults: Mapping[str, object]) -> ConfigFields:
+        """Values for keys that are absent; one that is there and null stays null, as in transformers."""
+        return ConfigFields({**defaults, **self.values}, self.origin)
+
     def has(self, key: str) -> bool:
         """True where the key is there and not null."""
         return self.values.get(key) is not None

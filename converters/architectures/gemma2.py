@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from edgekit.config import LayerConfig, ModelConfig
@@ -10,13 +11,21 @@ from .fields import ConfigFields
 from .rope_fields import rope_from
 from .standard import GEMMA_NORM_NAMES, STANDARD_NAMES, decoder, head_size, layer_count, layer_kinds, windowed_layers
 
-__all__ = ["NAMES", "describe", "gemma_decoder"]
+__all__ = ["DEFAULTS", "NAMES", "describe", "gemma_decoder"]
 
 NAMES = {**STANDARD_NAMES, **GEMMA_NORM_NAMES}
+DEFAULTS: Mapping[str, object] = {
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+}
 
 
 def describe(fields: ConfigFields) -> ModelConfig:
     """Map a `model_type: gemma2` config."""
+    fields = fields.with_defaults(DEFAULTS)
     count = layer_count(fields)
     default = tuple("full_attention" if index % 2 else "sliding_attention" for index in range(count))
     layers = windowed_layers(fields, layer_kinds(fields, default), rope_from(fields, head_size(fields)))

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgekit.config import LayerConfig, ModelConfig
 from edgekit.errors import UnsupportedError
 
+from . import gemma2
 from .fields import ConfigFields
 from .gemma2 import NAMES, gemma_decoder
 from .rope_fields import rope_from
 from .standard import head_size, layer_count, layer_kinds
 
-__all__ = ["NAMES", "describe"]
+__all__ = ["DEFAULTS", "NAMES", "describe"]
 
+DEFAULTS: Mapping[str, object] = {**gemma2.DEFAULTS, "max_position_embeddings": 131_072}
 GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
 DEFAULT_PATTERN = 6
 
 
 def describe(fields: ConfigFields) -> ModelConfig:
     """Map a `model_type: gemma3_text` config."""
+    fields = fields.with_defaults(DEFAULTS)
     if fields.flag("use_bidirectional_attention", False):
         raise UnsupportedError("use_bidirectional_attention is an encoder's setting", hint="use a generative Gemma 3")
-    if not fields.has("head_dim"):
-        fields = ConfigFields({**fields.values, "head_dim": 256}, fields.origin)
     pattern = fields.size("sliding_window_pattern", DEFAULT_PATTERN)
     count = layer_count(fields)
     default = tuple("sliding_attention" if (index + 1) % pattern else "full_attention" for index in range(count))
@@ -40,5 +43,5 @@ def _layers(fields: ConfigFields, kinds: tuple[str, ...]) -> tuple[LayerConfig, 
         local_theta = {"rope_theta": fields.positive("rope_local_base_freq", LOCAL_THETA)}
         local = rope_from(fields, head_dim, scaling=ConfigFields(local_theta, fields.origin))
         full = rope_from(fields, head_dim, theta=GLOBAL_THETA)
-    window = fields.size("sliding_window", 4096)
+    window = fields.size("sliding_window")
     return tuple(LayerConfig(local, window) if kind == "sliding_attention" else LayerConfig(full) for kind in kinds)

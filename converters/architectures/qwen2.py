@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgekit.config import LayerConfig, ModelConfig
 
 from .fields import ConfigFields
 from .rope_fields import rope_from
 from .standard import STANDARD_NAMES, decoder, head_size, layer_count, layer_kinds, windowed_layers
 
-__all__ = ["NAMES", "describe", "qwen_layers"]
+__all__ = ["DEFAULTS", "NAMES", "describe", "qwen_layers"]
 
 NAMES = STANDARD_NAMES
+DEFAULTS: Mapping[str, object] = {
+    "hidden_act": "silu",
+    "max_position_embeddings": 32_768,
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+}
 
 
 def describe(fields: ConfigFields) -> ModelConfig:
     """Map a `model_type: qwen2` config."""
+    fields = fields.with_defaults(DEFAULTS)
     attention = {"qkv_bias": True, "output_bias": False}
     return decoder(fields, layers=qwen_layers(fields), attention=attention)
 

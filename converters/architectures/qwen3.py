@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgekit.config import ModelConfig
 
+from . import qwen2
 from .fields import ConfigFields
-from .qwen2 import qwen_layers
 from .standard import STANDARD_NAMES, decoder
 
-__all__ = ["NAMES", "describe"]
+__all__ = ["DEFAULTS", "NAMES", "describe"]
 
 NAMES = STANDARD_NAMES
-DEFAULT_HEAD_DIM = 128
+DEFAULTS: Mapping[str, object] = {**qwen2.DEFAULTS, "head_dim": 128}
 
 
 def describe(fields: ConfigFields) -> ModelConfig:
     """Map a `model_type: qwen3` config."""
-    if not fields.has("head_dim"):
-        fields = ConfigFields({**fields.values, "head_dim": DEFAULT_HEAD_DIM}, fields.origin)
-    return decoder(fields, layers=qwen_layers(fields), attention={"query_key_norm": True})
+    fields = fields.with_defaults(DEFAULTS)
+    return decoder(fields, layers=qwen2.qwen_layers(fields), attention={"query_key_norm": True})

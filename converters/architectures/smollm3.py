@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgekit.config import LayerConfig, ModelConfig
 
 from .fields import ConfigFields
 from .rope_fields import rope_from
 from .standard import STANDARD_NAMES, decoder, head_size, layer_count, layer_kinds
 
-__all__ = ["NAMES", "describe"]
+__all__ = ["DEFAULTS", "NAMES", "describe"]
 
 NAMES = STANDARD_NAMES
+DEFAULTS: Mapping[str, object] = {
+    "hidden_act": "silu",
+    "max_position_embeddings": 32_768,
+    "num_key_value_heads": 4,
+}
 DEFAULT_THETA = 2_000_000.0
 
 
 def describe(fields: ConfigFields) -> ModelConfig:
     """Map a `model_type: smollm3` config."""
+    fields = fields.with_defaults(DEFAULTS)
     count = layer_count(fields)
     interval = fields.size("no_rope_layer_interval", 4)
     rotated = (

@@ -145,7 +145,7 @@ def windowed_layers(fields: ConfigFields, kinds: tuple[str, ...], rope: RopeConf
 
 
 def _activation(fields: ConfigFields, key: str) -> Activation:
-    name = fields.text(key, "silu")
+    name = fields.text(key)
     if name not in _ACTIVATIONS:
         raise UnsupportedError(
             f"activation {name!r} is not supported", hint=f"supported: {', '.join(sorted(_ACTIVATIONS))}"

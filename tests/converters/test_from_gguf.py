@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgekit.converters.from_gguf import GgufTensor, open_gguf
+from edgekit.converters.from_gguf import GgufTensor, _tokenizer, open_gguf
 from edgekit.converters.gguf_header import read_gguf_header
 from edgekit.converters.positional_file import PositionalFile
 from edgekit.errors import EdgeKitError, SourceError, UnsupportedError
@@ -72,6 +72,38 @@ def test_logits_equal_the_original_models(
     directory = tiny_model(model_type, **changes)
     path = write_gguf(directory, tmp_path / "model.gguf")
     check_logits(path, directory, tmp_path / "out")
+
+
+def test_what_llama_cpp_reads_into_an_absent_key_counts(tiny_model: Any, write_gguf: Any, tmp_path: Path) -> None:
+    """Not transformers' default: 32 key-value heads and heads of 128 for qwen3."""
+    directory = tiny_model("qwen3", head_dim=16, num_attention_heads=4, num_key_value_heads=4)
+    whole = write_gguf(directory, tmp_path / "whole.gguf")
+    cut = tmp_path / "cut.gguf"
+    data = whole.read_bytes()
+    for key in (b"attention.head_count_kv", b"attention.key_length"):
+        assert data.count(key) == 1
+        data = data.replace(key, b"x" * len(key))
+    cut.write_bytes(data)
+    assert open_gguf(cut).config.attention == open_gguf(whole).config.attention
+
+
+def end_tokens(kinds: dict[str, int], named: dict[str, int]) -> tuple[int, ...]:
+    texts = ["a", "b", *kinds]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": texts,
+        "tokenizer.ggml.token_type": [1, 1, *kinds.values()],
+        "tokenizer.ggml.merges": [],
+    }
+    return _tokenizer(metadata | {f"tokenizer.ggml.{key}": value for key, value in named.items()}).eos_token_ids
+
+
+def test_end_tokens_are_those_named_then_those_known_by_their_text() -> None:
+    kinds = {"<|endoftext|>": 3, "<|im_start|>": 3, "<|im_end|>": 4, "<|eot_id|>": 1, "<|end|>": 5}
+    assert end_tokens(kinds, {"eos_token_id": 4}) == (4, 2)
+    assert end_tokens(kinds, {"eos_token_id": 2, "eot_token_id": 3}) == (2, 3, 4)
+    assert end_tokens(kinds, {}) == (2, 4)
 
 
 # ---- Every stored type ----

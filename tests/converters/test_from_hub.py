@@ -90,6 +90,26 @@ def test_errors_of_the_hub_are_told_in_one_line(
     assert caught.value.__cause__ is error
 
 
+def test_only_what_is_read_is_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["README.md", "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    wanted += ["chat_template.jinja", "tokenizer.json", "tokenizer.model"]
+    others = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "onnx/config.json"]
+    others += ["pytorch_model.bin", "original/tokenizer.model", "fp16/model.safetensors", "merges.txt"]
+    fetched: list[str] = []
+    utils: Any = huggingface_hub.utils
+
+    def download(*_: object, allow_patterns: list[str], ignore_patterns: list[str], **__: object) -> str:
+        files = utils.filter_repo_objects(
+            [*wanted, *others], allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        fetched.extend(files)
+        return str(cache / "models--org--tiny" / "snapshots" / COMMIT)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    open_source("org/tiny")
+    assert fetched == wanted
+
+
 def test_environment_variables_of_the_hub_count(cache: Path) -> None:
     code = "import sys; from edgekit.source import open_source as o; print(o('org/tiny').provenance.revision)"
     environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}

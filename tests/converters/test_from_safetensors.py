@@ -108,6 +108,19 @@ def test_integers_are_refused_on_reading(tmp_path: Path) -> None:
         tensor.read()
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8"])
+def test_types_that_are_not_read_are_refused_on_opening(dtype: str, llama: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(llama / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name] = tensors[name].to(getattr(torch, dtype))
+    save_file(tensors, llama / "model.safetensors")
+    named = {"float8_e4m3fn": "F8_E4M3", "int8": "I8"}[dtype]
+    assert f"tensor {name} is stored as {named}" in refusal(llama).message
+
+
 # ---- What is read, and how often ----
 
 

@@ -59,6 +59,40 @@ def test_ids_equal_those_of_auto_tokenizer(extras: dict[str, Any], directory: Pa
     assert found.token_to_id("<|tool|>") == (261 if extras else None)
 
 
+@pytest.mark.parametrize("add_bos", [True, False, None])
+@pytest.mark.parametrize("add_eos", [True, False, None])
+@pytest.mark.parametrize("begins", [True, False])
+def test_added_ends_are_those_of_the_tokenizer_file(
+    add_bos: bool | None, add_eos: bool | None, begins: bool, directory: Path
+) -> None:
+    """As in transformers 5, which leaves add_bos_token and add_eos_token aside where there is a tokenizer.json."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    if begins:
+        saved = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        saved.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 256)])
+        saved.save(str(directory / "tokenizer.json"))
+    change(directory / "tokenizer_config.json", add_bos_token=add_bos, add_eos_token=add_eos)
+    expected = AutoTokenizer.from_pretrained(directory)("words")["input_ids"]
+    found = Tokenizer.from_str(opened(directory).tokenizer_json).encode("words").ids
+    assert found == expected
+    assert (found[0] == 256) == begins
+
+
+def test_truncation_and_padding_of_a_training_run_are_dropped(directory: Path) -> None:
+    from transformers import AutoTokenizer
+
+    saved = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    saved.enable_truncation(5)
+    saved.enable_padding(length=9)
+    saved.save(str(directory / "tokenizer.json"))
+    found = Tokenizer.from_str(opened(directory).tokenizer_json)
+    assert (found.truncation, found.padding) == (None, None)
+    expected = AutoTokenizer.from_pretrained(directory)
+    assert found.encode(TEXTS[1]).ids == expected(TEXTS[1])["input_ids"]
+
+
 def test_every_end_token_counts_once_in_the_publishers_order(directory: Path) -> None:
     assert opened(directory, eos_token_id=[258, 257]).eos_token_ids == (258, 257)
     change(directory / "generation_config.json", eos_token_id=[259, 258])

@@ -32,16 +32,24 @@ def trained(directory: Path, **options: Any) -> Path:
     return directory / "tokenizer.model"
 
 
+@pytest.mark.parametrize("model_type", ["", "llama", "gemma2"])
 @pytest.mark.parametrize("prefix", [True, False])
-def test_ids_equal_sentencepiece(tmp_path: Path, prefix: bool) -> None:
+def test_ids_equal_sentencepiece(tmp_path: Path, prefix: bool, model_type: str) -> None:
     import sentencepiece
     from tokenizers import Tokenizer
 
     path = trained(tmp_path, add_dummy_prefix=prefix)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    tokenizer = Tokenizer.from_str(sentencepiece_tokenizer(path, {}))
+    tokenizer = Tokenizer.from_str(sentencepiece_tokenizer(path, {}, model_type))
     for text in TEXTS:
         assert tokenizer.encode(text).ids == [reference.bos_id(), *reference.encode(text)], text
+
+
+def test_model_type_counts(tmp_path: Path) -> None:
+    path = trained(tmp_path)
+    llama, phi3 = (json.loads(sentencepiece_tokenizer(path, {}, name)) for name in ("llama", "phi3"))
+    assert not any(token["rstrip"] for token in llama["added_tokens"])
+    assert any(token["rstrip"] for token in phi3["added_tokens"])  # Phi-3 eats the space after them
 
 
 def test_begin_token_is_left_out_where_the_settings_say_so(tmp_path: Path) -> None:
