@@ -29,25 +29,30 @@ if TYPE_CHECKING:
     from edgekit.pipeline import convert
     from edgekit.plan import Plan, make_plan
     from edgekit.progress import Progress
-    from edgekit.session import Chunk, GenerateOptions, Model, Reply, Session, Stats
+    from edgekit.session import Chunk, GenerateOptions, Model, Reply, Session, Stats, TokenLogprob, ToolCall
     from edgekit.source import Source, open_source
+    from edgekit.structure import Choice, JsonSchema, Lark, Regex
     from edgekit.target import Target, list_targets, load_target
 
 __version__ = "0.1.0"
 __all__ = [
     "Bundle",
     "BundleError",
+    "Choice",
     "Chunk",
     "ConversionError",
     "EdgeKitError",
     "GenerateOptions",
     "GenerationError",
+    "JsonSchema",
+    "Lark",
     "Manifest",
     "MissingExtraError",
     "Model",
     "Plan",
     "PlanError",
     "Progress",
+    "Regex",
     "Reply",
     "Session",
     "Source",
@@ -55,6 +60,8 @@ __all__ = [
     "Stats",
     "Target",
     "TargetError",
+    "TokenLogprob",
+    "ToolCall",
     "UnsupportedError",
     "__version__",
     "convert",
@@ -84,8 +91,9 @@ _MODULES = {
     "edgekit.pipeline": ("convert",),
     "edgekit.plan": ("Plan", "make_plan"),
     "edgekit.progress": ("Progress",),
-    "edgekit.session": ("Chunk", "GenerateOptions", "Model", "Reply", "Session", "Stats"),
+    "edgekit.session": ("Chunk", "GenerateOptions", "Model", "Reply", "Session", "Stats", "TokenLogprob", "ToolCall"),
     "edgekit.source": ("Source", "open_source"),
+    "edgekit.structure": ("Choice", "JsonSchema", "Lark", "Regex"),
     "edgekit.target": ("Target", "list_targets", "load_target"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
