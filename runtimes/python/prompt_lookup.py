@@ -76,15 +76,13 @@ class PromptLookup:
         if self._source < 0:
             return
         state, length, place = self._link[self._last], self.match_length, self._source
+        earlier = self._count[state] - 1  # one of the occurrences is the suffix itself
         while True:
-            token = self._tokens[place]
-            follow = self._next[state]
-            yield Prediction(
-                token,
-                length,
-                "ambiguous" if len(follow) > 1 else "repeated" if self._count[state] > 2 else "single",
-            )
-            state = follow.get(token, self._last)  # at the end of the text nothing followed yet: the longest knows best
+            token, follow = self._tokens[place], self._next[state]
+            evidence: Evidence = "ambiguous" if len(follow) > 1 else "repeated" if earlier > 1 else "single"
+            yield Prediction(token, length, evidence)
+            state = follow.get(token, self._last)  # nothing has followed the end of the text yet
+            earlier = self._count[state]
             length += 1
             place = place + 1 if place + 1 < len(self._tokens) else self._source
 

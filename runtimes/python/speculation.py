@@ -30,7 +30,7 @@ LEAST_GAIN = 1.05
 PRIOR_COSTS = {2: 1.35, 3: 1.5, 4: 1.65, 6: 2.0, 8: 2.3, 16: 3.5}
 _PRIOR_WEIGHT = 0.02
 _FORGET_BY_DRAFT = 0.85
-_FORGET_BY_ROW = 0.99
+_FORGET_BY_ROW = 0.997
 _MOST_SURPRISE = 1.5
 _ONE_ROW_EVERY = 64
 # probability that a predicted token comes true, before any was compared: by evidence and by length of the match
@@ -225,7 +225,7 @@ class Speculator:
 
     def __init__(self, costs: ForwardCosts, tokens: Sequence[int], end_tokens: Iterable[int] = ()) -> None:
         self._costs = costs
-        self._prompt: Sequence[int] = tokens
+        self._written: Sequence[int] = tokens
         self._lookup: PromptLookup | None = None
         self._end_tokens = frozenset(end_tokens)
         self._acceptance = Acceptance()
@@ -253,27 +253,28 @@ class Speculator:
             self.drafted += len(draft)
             self.accepted += accepted
             self._limit = min(2 * self._limit + 1, MOST_DRAFTED) if accepted == len(draft) else FIRST_DRAFT
-        lookup = self._indexed()
+        if self._lookup is None:  # the first token is on its way to the reader: index after it
+            self._written = [*self._written, *picked]
+            return
         for token in picked:
-            for prediction in islice(lookup.predictions(), 1):
+            for prediction in islice(self._lookup.predictions(), 1):
                 self._acceptance.observe(prediction, token)
-            lookup.extend((token,))
+            self._lookup.extend((token,))
 
     def _indexed(self) -> PromptLookup:
-        """The index; made when it is first needed, as by then the first token has been shown."""
         if self._lookup is None:
-            self._lookup = PromptLookup(self._prompt)
+            self._lookup = PromptLookup(self._written)
         return self._lookup
 
     def _likely(self, most: int) -> list[int]:
         """The draft of the highest expected speed: tokens a round over what its forward costs."""
-        costs = self._costs
+        costs, lookup = self._costs, self._indexed()
         if costs.wants_one_row:
             return []
         most = most if costs.is_measured else min(most, 1)
         best, length, tokens = LEAST_GAIN, 0, list[int]()
         reached = expected = 1.0
-        for prediction in islice(self._indexed().predictions(), max(most, 0)):
+        for prediction in islice(lookup.predictions(), max(most, 0)):
             if prediction.token in self._end_tokens:
                 break
             tokens.append(prediction.token)

@@ -106,12 +106,11 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(found))
         return 0
-    cells = [
-        (name, str(row["rows"]), f"{row['positions']:,}", str(row["differ"]), f"{row['differ'] / row['positions']:.2%}")
-        + (f"{row['widest_margin']:.4f}",)
-        for name, rows in found.items()
-        for row in rows
-    ]
+    cells = []
+    for name, rows in found.items():
+        for row in rows:
+            share, widest = f"{row['differ'] / row['positions']:.2%}", f"{row['widest_margin']:.4f}"
+            cells.append((name, str(row["rows"]), f"{row['positions']:,}", str(row["differ"]), share, widest))
     print_table(("bundle", "rows", "positions", "differ", "share", "widest margin"), cells)
     return 0
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import islice
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,10 +38,24 @@ def test_a_draft_is_what_followed_the_longest_match(tokens: list[int], most: int
     if length := longest_match(tokens):
         assert len(drafted) == most
         assert follows_a_match(tokens, length, drafted)
-        assert lookup.prediction == drafted[0]
+        expected = [(token, length + place) for place, token in enumerate(drafted)]
+        assert [(p.token, p.match_length) for p in islice(lookup.predictions(), most)] == expected
     else:
         assert drafted == []
-        assert lookup.prediction is None
+
+
+@given(TEXTS)
+def test_a_prediction_is_ambiguous_where_different_tokens_followed(tokens: list[int]) -> None:
+    if length := longest_match(tokens):
+        ends = [end for end in range(length, len(tokens)) if tokens[end - length : end] == tokens[-length:]]
+        different = len({tokens[end] for end in ends}) > 1
+        assert (next(PromptLookup(tokens).predictions()).evidence == "ambiguous") == different
+
+
+def test_evidence_is_told_for_each_token_of_a_draft() -> None:
+    lookup = PromptLookup([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 4, 7, 1])  # 1 2 three times, then 3 or 4
+    found = [(p.token, p.match_length, p.evidence) for p in islice(lookup.predictions(), 3)]
+    assert found == [(2, 1, "repeated"), (4, 2, "ambiguous"), (7, 3, "single")]
 
 
 @given(TEXTS, TEXTS, st.integers(1, 12))
