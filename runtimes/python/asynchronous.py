@@ -60,7 +60,7 @@ async def iterate_in_thread(make: Callable[[], Generator[_T | None, None, None]]
 
     When the consumer leaves early, the generator is closed at the next thing it yields, be it None, and the thread is
     awaited, so that all it used is free again. That happens at once under `contextlib.aclosing` and where the task is
-    cancelled, else when the event loop gets to it.
+    cancelled as it waits for an item, else when the event loop gets to it.
     """
     worker = _Worker(make)
     try:

@@ -219,11 +219,13 @@ class Generation:
         self._clock.first_token = self._clock.first_token or self._clock.last_token
         if self._speculator:
             self._speculator.record(self._draft, picked, self._forward_s)
+        reason: FinishReason | None = None
         for row, token in zip(logits, picked, strict=False):
             reason = self._note(row, token)
             if reason is not None:
-                return reason
-        return None
+                break
+        # asked after all, since the constraint has accepted all
+        return "stop" if self._constraint and self._constraint.is_complete else reason
 
     def _note(self, row: Logits, token: int) -> FinishReason | None:
         if token in self._ends:
@@ -234,7 +236,7 @@ class Generation:
         if self._options.logprobs is not None:
             self._pending.logprobs.append(token_logprob(row, token, self._options.logprobs))
         self._pending.add(self._parser.push(self._text.push(token)))
-        if self._text.stopped or (self._constraint and self._constraint.is_complete):
+        if self._text.stopped:
             return "stop"
         return "length" if self._count == self._limit else None
 

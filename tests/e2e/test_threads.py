@@ -143,9 +143,8 @@ def test_steps_show_every_forward(llama: Any, monkeypatch: pytest.MonkeyPatch) -
     steps = list(session.steps("hello there", max_tokens=6, speculate=False))
     chunks = [step for step in steps if step is not None]
     assert steps[:3] == [None] * 3, "three of the prompt's four chunks show nothing"
-    assert len(steps) == 4 + 5 + 1, "a step for each forward, and one for the end"
+    assert len(steps) == 4 + 5, "a step for each forward"
     assert sum((chunk.tokens for chunk in chunks), ()) == llama.generate("hello there", max_tokens=6).tokens
-    assert chunks == list(chunks)
 
 
 def test_other_threads_run_while_the_model_computes(llama: Any) -> None:
