@@ -19,11 +19,21 @@ from edgekit.plan import WeightPlan
 
 from .onnx_graph import MICROSOFT, GraphBuilder, Region
 
-__all__ = ["INPUTS", "OUTPUTS", "EmittedDecoder", "WeightRegions", "cache_layout", "emit_decoder"]
+__all__ = [
+    "HIDDEN",
+    "INPUTS",
+    "OUTPUTS",
+    "EmittedDecoder",
+    "WeightRegions",
+    "cache_layout",
+    "emit_decoder",
+    "emit_layer",
+]
 
 INPUTS = {"tokens": "input_ids", "length": "total_length", "logits_start": "logits_start"}
 ROPE_LENGTH = "rope_length"
 OUTPUTS = {"logits": "logits"}
+HIDDEN = "hidden"
 _END = np.array([np.iinfo(np.int64).max], np.int64)
 
 
@@ -38,11 +48,12 @@ class WeightRegions:
 
 @dataclass(slots=True)
 class EmittedDecoder:
-    """A finished graph and the regions that must be filled."""
+    """A finished graph and the regions that must be filled; `factors`: the value that each matrix is multiplied with."""
 
     builder: GraphBuilder
     weights: dict[str, WeightRegions] = field(default_factory=dict)
     tables: dict[RopeConfig, tuple[Region, Region]] = field(default_factory=dict)
+    factors: dict[str, str] = field(default_factory=dict)
 
 
 def cache_layout(config: ModelConfig, activation_bits: int) -> CacheLayout:
@@ -73,6 +84,17 @@ def emit_decoder(
     return _Emitter(config, weights, context, activation_bits, accuracy_level, data_file).emit()
 
 
+def emit_layer(
+    config: ModelConfig, weights: Mapping[str, WeightPlan], index: int, *, context: int, data_file: str
+) -> tuple[EmittedDecoder, str, str]:
+    """Emit one layer in full precision, from `HIDDEN` [1, new, hidden] on, with all its matrices' factors as outputs.
+
+    Returns:
+        The layer, the name of the residual stream after it, and that of this stream normed for what follows.
+    """
+    return _Emitter(config, weights, context, 32, 0, data_file).emit_one(index)
+
+
 class _Emitter:
     def __init__(
         self,
@@ -92,7 +114,7 @@ class _Emitter:
         self.position_ids = ""
 
     def emit(self) -> EmittedDecoder:
-        self._declare_inputs()
+        self._declare_inputs(range(len(self.config.layers)))
         hidden = self._embed()
         residual, normed = (
             hidden,
@@ -103,7 +125,16 @@ class _Emitter:
         self._logits(normed)
         return self.emitted
 
-    def _declare_inputs(self) -> None:
+    def emit_one(self, index: int) -> tuple[EmittedDecoder, str, str]:
+        self._declare_inputs(range(index, index + 1))
+        hidden = self.graph.input(HIDDEN, self.float_type, [1, "new", self.config.hidden_size])
+        normed = self._norm(hidden, f"layers.{index}.attention_norm")
+        residual, normed = self._layer(index, self.config.layers[index], hidden, normed)
+        for value in {residual, normed, *self.emitted.factors.values()}:
+            self.graph.output(value, self.float_type, [1, "new", f"{value}.columns"])
+        return self.emitted, residual, normed
+
+    def _declare_inputs(self, layers: range) -> None:
         graph, layout = self.graph, cache_layout(self.config, 32)
         graph.input(INPUTS["tokens"], TensorProto.INT64, [1, "new"])
         graph.input(INPUTS["length"], TensorProto.INT32, [])
@@ -112,7 +143,7 @@ class _Emitter:
         graph.op("Reshape", [last, graph.constant("shape_1", np.array([1], np.int64))], "sequence_lengths")
         if self.config.longrope_switch:
             self._choose_positions()
-        for index in range(layout.layers):
+        for index in layers:
             for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
                 heads, size = layout.kv_heads, layout.head_dim
                 graph.input(past.format(index), self.float_type, [1, heads, "past", size])
@@ -251,6 +282,7 @@ class _Emitter:
         """value times the role's weight, and its bias where it has one."""
         form, regions = self.weights[role].format, self._regions(role)
         output = output or role
+        self.emitted.factors[role] = value
         bias = self._vector(role + "_bias") if role + "_bias" in self.weights else ""
         if form.is_float:
             product = f"{output}.product" if bias else output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgekit.config import ModelConfig
@@ -11,6 +12,7 @@ from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
 from edgekit.source import Source
 
+from .calibrate import rounding_guides
 from .onnx_decoder import INPUTS, OUTPUTS, ROPE_LENGTH, cache_layout, emit_decoder
 from .weight_writer import write_weights
 
@@ -20,8 +22,18 @@ PROGRAM, WEIGHTS = "model.onnx", "model.onnx.data"
 HEAD_MULTIPLE = 16
 
 
-def export(source: Source, plan: Plan, directory: Path, *, on_progress: ProgressFn | None = None) -> Graph:
+def export(
+    source: Source,
+    plan: Plan,
+    directory: Path,
+    *,
+    texts: Sequence[Sequence[int]] = (),
+    on_progress: ProgressFn | None = None,
+) -> Graph:
     """Write the program and its weights into `directory`/onnx.
+
+    Args:
+        texts: Token ids to calibrate on, where the scheme asks for it.
 
     Raises:
         SourceError: A weight can't be read or is not a finite number.
@@ -40,7 +52,10 @@ def export(source: Source, plan: Plan, directory: Path, *, on_progress: Progress
         accuracy_level=plan.accuracy_level,
         data_file=WEIGHTS,
     )
-    weights = write_weights(folder / WEIGHTS, emitted, config, plan.weights, source.parts, on_progress=on_progress)
+    guides = rounding_guides(source, texts, folder) if plan.scheme.calibrated else ()
+    weights = write_weights(
+        folder / WEIGHTS, emitted, config, plan.weights, source.parts, guides=guides, on_progress=on_progress
+    )
     program = emitted.builder.model(config.model_type).SerializeToString(deterministic=True)
     (folder / PROGRAM).write_bytes(program)
     return Graph(
