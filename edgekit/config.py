@@ -66,6 +66,11 @@ class AttentionConfig:
     softcap: float = 0.0
 
     @property
+    def stored_head_dim(self) -> int:
+        """Size of a head in the cache: the runtimes' kernels want multiples of 8 and get zeros for what is missing."""
+        return -(-self.head_dim // 8) * 8
+
+    @property
     def qkv_rows(self) -> int:
         """Rows of the packed query, key and value projection."""
         return (self.heads + 2 * self.kv_heads) * self.head_dim
@@ -114,5 +119,5 @@ class ModelConfig:
 
     def kv_bytes(self, context: int, *, element_bytes: int = 4) -> int:
         """Size of the key-value cache for one sequence of `context` tokens."""
-        per_token = 2 * self.attention.kv_heads * self.attention.head_dim * element_bytes
+        per_token = 2 * self.attention.kv_heads * self.attention.stored_head_dim * element_bytes
         return per_token * context * len(self.layers)

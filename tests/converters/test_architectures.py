@@ -29,6 +29,12 @@ LONGROPE = {
     "short_factor": [1.0 + 0.1 * index for index in range(8)],
     "long_factor": [1.5 + 0.7 * index for index in range(8)],
 }
+FACTORS = ("short_factor", "long_factor")
+PARTIAL_LONGROPE = {
+    "num_attention_heads": 6,
+    "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.75, **{key: LONGROPE[key][:5] for key in FACTORS}},
+}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
 GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
@@ -72,6 +78,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}),
+    # Heads that ONNX Runtime's attention does not rotate (no multiple of 16) or does not take (no multiple of 8).
+    "llama-120": ("llama", {"head_dim": 120, **HEADS}),
+    "llama-100": ("llama", {"head_dim": 100, **HEADS}),
+    "llama-12-llama3": ("llama", {"head_dim": 12, "rope_parameters": LLAMA3}),
+    "llama-20-yarn": ("llama", {"head_dim": 20, "rope_parameters": YARN}),
+    "llama-6-linear": ("llama", {"head_dim": 6, "rope_parameters": LINEAR}),
+    "mistral-120": ("mistral", {"head_dim": 120, "sliding_window": WINDOW, **HEADS}),
+    "mistral-20": ("mistral", {"head_dim": 20, "sliding_window": WINDOW}),
+    "qwen2-20": ("qwen2", {"hidden_size": 80}),
+    "qwen3-20": ("qwen3", {"head_dim": 20}),
+    "phi3-partial-20": ("phi3", {"hidden_size": 80, "partial_rotary_factor": 0.5, "sliding_window": WINDOW}),
+    "phi3-longrope-14": ("phi3", {"hidden_size": 84, **PARTIAL_LONGROPE, "original_max_position_embeddings": 128}),
+    "phi3-longrope-14-long": ("phi3", {"hidden_size": 84, **PARTIAL_LONGROPE, "original_max_position_embeddings": 32}),
+    "gemma2-20": ("gemma2", {"head_dim": 20, "sliding_window": WINDOW, "query_pre_attn_scalar": 24}),
+    "smollm3-20": ("smollm3", {"hidden_size": 80, "no_rope_layers": [1, 0, 1]}),
 }
 
 

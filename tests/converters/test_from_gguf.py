@@ -61,6 +61,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA),
     "gemma3": ("gemma3_text", GEMMA | {"rope_parameters": GEMMA3_ROPE, "num_hidden_layers": 6}),
     "smollm3": ("smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
+    "llama-100": ("llama", {"head_dim": 100, "num_attention_heads": 2, "num_key_value_heads": 1}),
+    "llama-20-llama3": ("llama", {"head_dim": 20, "rope_parameters": LLAMA3}),
+    "phi3-partial-20": ("phi3", {"sliding_window": None, "hidden_size": 80, "partial_rotary_factor": 0.5}),
 }
 
 
