@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgekit.config import ModelConfig
 from edgekit.errors import SourceError, UnsupportedError
-from edgekit.registry import ARCHITECTURES, load_attribute
+from edgekit.registry import ARCHITECTURES, MULTIMODAL, load_attribute
 from edgekit.source import Provenance, Source, Tensor, TokenizerFiles, part_shapes, require_supported
 
 from .architectures.fields import ConfigFields
@@ -29,6 +29,7 @@ def assemble_source(
     *,
     provenance: Provenance,
     weight_files: tuple[Path, ...],
+    notes: tuple[str, ...] = (),
 ) -> Source:
     """Describe the model and give each of its roles the tensors that make it up.
 
@@ -36,6 +37,7 @@ def assemble_source(
         config: A Hugging Face config, or a GGUF's metadata put in its words.
         origin: The file the config came from, for errors.
         tensors: By Hugging Face name.
+        notes: What the reader has to say about the checkpoint.
 
     Raises:
         UnsupportedError: The architecture is not described, or the checkpoint has tensors that it does not use or that are
@@ -44,7 +46,7 @@ def assemble_source(
     """
     fields = ConfigFields(config, origin)
     model_type = fields.text("model_type")
-    require_supported("architecture", model_type, ARCHITECTURES)
+    require_supported("architecture", model_type, ARCHITECTURES, also=MULTIMODAL)
     architecture = load_attribute(ARCHITECTURES[model_type])
     description: ModelConfig = architecture.describe(fields)
     parts = {
@@ -55,7 +57,7 @@ def assemble_source(
     if provenance.kind == "safetensors":  # a GGUF's types are checked as it is read
         _check_types(parts)
     _check_tokenizer(description, tokenizer)
-    return Source(description, tokenizer, parts, provenance, weight_files)
+    return Source(description, tokenizer, parts, provenance, weight_files, notes)
 
 
 def _parts_of(
@@ -93,10 +95,14 @@ def _checked(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -
 def _check_all_used(
     config: ModelConfig, parts: Mapping[str, tuple[Tensor, ...]], tensors: Mapping[str, Tensor]
 ) -> None:
-    used = {tensor.name for tensors_of_role in parts.values() for tensor in tensors_of_role}
-    if config.tied_embeddings:
-        used |= {"lm_head.weight", "output.weight"}  # a copy of the embedding that the config says to ignore
-    unknown = sorted(name for name in tensors if name not in used and not _UNUSED.search(name))
+    used = {id(tensor) for tensors_of_role in parts.values() for tensor in tensors_of_role}
+    # A copy of the embedding that the config says to ignore.
+    ignored = {"lm_head.weight", "output.weight"} if config.tied_embeddings else set()
+    unknown = sorted(
+        tensor.name
+        for name, tensor in tensors.items()
+        if id(tensor) not in used and name not in ignored and not _UNUSED.search(name)
+    )
     if unknown:
         raise UnsupportedError(
             f"tensor {unknown[0]} has no place in a {config.model_type} decoder ({len(unknown)} such tensors)",

@@ -42,7 +42,9 @@ class AttentionHeads:
         """Query, key and value out of their common projection."""
         attention = self.attention
         rows = [heads * attention.head_dim for heads in (attention.heads, attention.kv_heads, attention.kv_heads)]
-        self.graph.op("Split", [packed, self.graph.shared_constant("qkv_sizes", np.array(rows, np.int64))], names, axis=-1)
+        self.graph.op(
+            "Split", [packed, self.graph.shared_constant("qkv_sizes", np.array(rows, np.int64))], names, axis=-1
+        )
         return list(names)
 
     def apart(self, value: str) -> str:

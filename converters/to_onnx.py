@@ -48,4 +48,3 @@ def export(source: Source, plan: Plan, directory: Path, *, on_progress: Progress
         rope_switch=config.longrope_switch,
         weights=weights,
     )
-

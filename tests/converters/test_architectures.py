@@ -29,10 +29,15 @@ LONGROPE = {
     "short_factor": [1.0 + 0.1 * index for index in range(8)],
     "long_factor": [1.5 + 0.7 * index for index in range(8)],
 }
-FACTORS = ("short_factor", "long_factor")
 PARTIAL_LONGROPE = {
     "num_attention_heads": 6,
-    "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.75, **{key: LONGROPE[key][:5] for key in FACTORS}},
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4],
+        "long_factor": [1.5, 2.2, 2.9, 3.6, 4.3],
+    },
 }
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
 GEMMA3_ROPE = {
