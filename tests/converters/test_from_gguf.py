@@ -77,6 +77,18 @@ def test_logits_equal_the_original_models(
     check_logits(path, directory, tmp_path / "out")
 
 
+@pytest.mark.parametrize("written", ["zero", "nothing"])
+def test_gemma3_without_a_window_has_full_attention_everywhere(
+    written: str, tiny_model: Any, write_gguf: Any, check_logits: Any, tmp_path: Path
+) -> None:
+    """As llama.cpp reads it: every layer is rotated as the global ones are."""
+    everywhere = {"layer_types": ["full_attention"] * 3, "rope_parameters": GEMMA3_ROPE}
+    directory = tiny_model("gemma3_text", **GEMMA | everywhere)
+    extra = {"attention.sliding_window": (0, gguf.GGUFValueType.UINT32)} if written == "zero" else None
+    path = write_gguf(directory, tmp_path / "model.gguf", extra=extra)
+    check_logits(path, directory, tmp_path / "out")
+
+
 def test_what_llama_cpp_reads_into_an_absent_key_counts(tiny_model: Any, write_gguf: Any, tmp_path: Path) -> None:
     """Not transformers' default: 32 key-value heads and heads of 128 for qwen3."""
     directory = tiny_model("qwen3", head_dim=16, num_attention_heads=4, num_key_value_heads=4)
