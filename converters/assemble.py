@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from edgekit.config import ModelConfig
 from edgekit.errors import SourceError, UnsupportedError
@@ -18,6 +21,7 @@ __all__ = ["assemble_source"]
 # Left-overs that published checkpoints carry and no model reads.
 _UNUSED = re.compile(r"(rotary_emb\.inv_freq|rope_freqs\.weight|rope_factors_(long|short)\.weight|\.masked_bias)$")
 _SAFETENSORS_FLOATS = {"F64", "F32", "F16", "BF16"}
+COMPARED_ROWS = 64  # a head that was trained apart differs in every row
 _LAYER = re.compile(r"layers\.(\d+)\.(\w+)")
 
 
@@ -49,6 +53,9 @@ def assemble_source(
     require_supported("architecture", model_type, ARCHITECTURES, also=MULTIMODAL)
     architecture = load_attribute(ARCHITECTURES[model_type])
     description: ModelConfig = architecture.describe(fields)
+    if description.tied_embeddings and _has_own_head(description, architecture.NAMES, tensors):
+        description = replace(description, tied_embeddings=False)
+        notes += ("the head differs from the embedding and is kept, though the config says that they are one",)
     parts = {
         role: _parts_of(description, role, shape, architecture.NAMES, tensors)
         for role, shape in part_shapes(description).items()
@@ -58,6 +65,15 @@ def assemble_source(
         _check_types(parts)
     _check_tokenizer(description, tokenizer)
     return Source(description, tokenizer, parts, provenance, weight_files, notes)
+
+
+def _has_own_head(config: ModelConfig, names: Mapping[str, tuple[str, ...]], tensors: Mapping[str, Tensor]) -> bool:
+    """True where the head is no copy of the embedding: transformers then believes the weights, not the config."""
+    head, embedding = (tensors.get(names[role][0]) for role in ("head", "embedding"))
+    if not head or not embedding or not head.shape == embedding.shape == (config.vocab_size, config.hidden_size):
+        return False
+    rows = range(0, config.vocab_size, max(config.vocab_size // COMPARED_ROWS, 1))
+    return any(not np.array_equal(head.read(row, row + 1), embedding.read(row, row + 1)) for row in rows)
 
 
 def _parts_of(

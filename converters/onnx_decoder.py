@@ -24,6 +24,7 @@ __all__ = ["INPUTS", "OUTPUTS", "EmittedDecoder", "WeightRegions", "cache_layout
 
 INPUTS = {"tokens": "input_ids", "length": "total_length", "logits_start": "logits_start"}
 ROPE_LENGTH = "rope_length"
+QUERY_GROWTH = "query_growth"
 OUTPUTS = {"logits": "logits"}
 _END = np.array([np.iinfo(np.int64).max], np.int64)
 
@@ -92,6 +93,7 @@ class _Emitter:
         self.emitted = EmittedDecoder(self.graph)
         self.heads = AttentionHeads(self.graph, config.attention)
         self.fused_rotation = rotation_is_fused(config)
+        self.grows = bool(config.attention.query_growth) and context > config.attention.query_growth_context
         self.position_ids = ""
 
     def emit(self) -> EmittedDecoder:
@@ -113,7 +115,7 @@ class _Emitter:
         graph.input(INPUTS["logits_start"], TensorProto.INT64, [1])
         last = graph.op("Sub", [INPUTS["length"], graph.constant("one", np.array(1, np.int32))], "last_position")
         graph.op("Reshape", [last, graph.constant("shape_1", np.array([1], np.int64))], "sequence_lengths")
-        if self.config.longrope_switch or not self.fused_rotation:
+        if self.config.longrope_switch or self.grows or not self.fused_rotation:
             self._choose_positions()
         for index in range(layout.layers):
             for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
@@ -124,19 +126,31 @@ class _Emitter:
         graph.constant("axis_1", np.array([1], np.int64))
 
     def _choose_positions(self) -> None:
-        """Row numbers in the rotary tables, int64 [1, new], where the attention does not count for itself.
+        """The new tokens' rows in the rotary tables, int64 [1, new], and by how much their queries grow, [1, new, 1].
 
         With long factors the tables have a second half, for sequences past the original context.
         """
         graph = self.graph
         count = graph.op("Size", [INPUTS["tokens"]], "new_tokens")
         end = graph.op("Cast", [INPUTS["length"]], "length_64", to=TensorProto.INT64)
+        start = graph.op("Sub", [end, count], "start_position")
+        rows = graph.op("Range", [start, end, graph.constant("one_64", np.array(1, np.int64))], "positions")
+        if self.grows:
+            self._grow_queries(rows)
         if self.config.longrope_switch:
-            end = graph.op("Add", [end, self._first_row()], "end_row")
-        start = graph.op("Sub", [end, count], "start_row")
-        rows = graph.op("Range", [start, end, graph.constant("one_64", np.array(1, np.int64))], "rows")
+            rows = graph.op("Add", [rows, self._first_row()], "rows")
         shape = graph.constant("shape_1_all", np.array([1, -1], np.int64))
         self.position_ids = graph.op("Reshape", [rows, shape], "position_ids")
+
+    def _grow_queries(self, positions: str) -> None:
+        graph, attention = self.graph, self.config.attention
+        context = graph.constant("query_growth_context", np.array(attention.query_growth_context, np.int64))
+        times = graph.op("Cast", [graph.op("Div", [positions, context], "times_over")], "times", to=self.float_type)
+        one = self._scalar("one_float", 1.0)
+        grown = graph.op("Log", [graph.op("Add", [times, one], "times_more")], "log_times")
+        scaled = graph.op("Mul", [grown, self._scalar("query_growth_rate", attention.query_growth)], "grown")
+        shape = graph.constant("shape_1_all_1", np.array([1, -1, 1], np.int64))
+        graph.op("Reshape", [graph.op("Add", [scaled, one], "growths"), shape], QUERY_GROWTH)
 
     def _first_row(self) -> str:
         """The row of position 0 in the half of the rotary tables that applies."""
@@ -222,7 +236,7 @@ class _Emitter:
         """
         heads, attention = self.heads, self.config.attention
         rotation = [] if self.fused_rotation else self._rotation(layer)
-        if not (attention.query_key_norm or rotation or heads.padding):
+        if not (attention.query_key_norm or rotation or heads.padding or self.grows):
             return [packed, "", ""]
         query, key, value = heads.split(packed, [name + part for part in ("query", "key", "value")])
         if attention.query_key_norm:
@@ -233,6 +247,8 @@ class _Emitter:
         if layer.rope and rotation:
             query = heads.rotated(query, attention.heads, layer.rope.dim, rotation)
             key = heads.rotated(key, attention.kv_heads, layer.rope.dim, rotation)
+        if self.grows:
+            query = self.graph.op("Mul", [query, QUERY_GROWTH], f"{query}.grown")
         return [heads.padded(part) for part in (query, key, value)]
 
     def _mlp(self, name: str, normed: str) -> str:

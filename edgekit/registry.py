@@ -27,6 +27,8 @@ ARCHITECTURES = {
     "gemma2": "edgekit.converters.architectures.gemma2",
     "gemma3_text": "edgekit.converters.architectures.gemma3",
     "llama": "edgekit.converters.architectures.llama",
+    "ministral": "edgekit.converters.architectures.ministral",
+    "ministral3": "edgekit.converters.architectures.ministral3",
     "mistral": "edgekit.converters.architectures.mistral",
     "phi3": "edgekit.converters.architectures.phi3",
     "qwen2": "edgekit.converters.architectures.qwen2",

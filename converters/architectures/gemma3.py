@@ -45,12 +45,10 @@ def describe(fields: ConfigFields) -> ModelConfig:
 def _layers(fields: ConfigFields, kinds: tuple[str, ...]) -> tuple[LayerConfig, ...]:
     head_dim = head_size(fields)
     nested = fields.nested("rope_parameters")
-    if nested.has("full_attention"):
-        local = rope_from(fields, head_dim, theta=LOCAL_THETA, scaling=nested.nested("sliding_attention"))
-        full = rope_from(fields, head_dim, theta=GLOBAL_THETA, scaling=nested.nested("full_attention"))
-    else:
-        local_theta = {"rope_theta": fields.positive("rope_local_base_freq", LOCAL_THETA)}
-        local = rope_from(fields, head_dim, scaling=ConfigFields(local_theta, fields.origin))
-        full = rope_from(fields, head_dim, theta=GLOBAL_THETA)
+    full_values = {**nested.nested("full_attention").values, **fields.nested("rope_scaling").values}
+    local_theta = {"rope_theta": fields.positive("rope_local_base_freq", LOCAL_THETA)}
+    local_values = {**local_theta, **nested.nested("sliding_attention").values}
+    full = rope_from(fields, head_dim, theta=GLOBAL_THETA, scaling=ConfigFields(full_values, fields.origin))
+    local = rope_from(fields, head_dim, scaling=ConfigFields(local_values, fields.origin))
     window = fields.size("sliding_window") if "sliding_attention" in kinds else 0
     return tuple(LayerConfig(local, window) if kind == "sliding_attention" else LayerConfig(full) for kind in kinds)

@@ -49,6 +49,7 @@ MISTRAL3 = {
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3", GEMMA3),
     "mistral3": ("mistral3", MISTRAL3 | {"tie_word_embeddings": False}),
+    "ministral3": ("mistral3", MISTRAL3 | {"text_config": {"model_type": "ministral3", "head_dim": 16}}),
     "mistral3-tied": ("mistral3", MISTRAL3 | {"tie_word_embeddings": True}),
 }
 NOTE = "the text part of a {} checkpoint: images are not read ({} tensors left out)"
