@@ -148,6 +148,8 @@ def _rope_scaling(
     kind = metadata.get(prefix + "type", "none")
     if kind == "none":
         return None
+    if kind == "dynamic":  # a Hugging Face type; llama.cpp has none of that name
+        raise UnsupportedError("rope type 'dynamic' is not known in a GGUF", hint="use the model's safetensors")
     for key in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
         if metadata.get(prefix + key, 1.0) != 1.0:
             raise UnsupportedError(
