@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgekit.config import ModelConfig
-from edgekit.errors import UnsupportedError
 from edgekit.graph import Graph
 from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
@@ -19,7 +17,6 @@ from .weight_writer import write_weights
 __all__ = ["export"]
 
 PROGRAM, WEIGHTS = "model.onnx", "model.onnx.data"
-HEAD_MULTIPLE = 16
 
 
 def export(
@@ -37,11 +34,9 @@ def export(
 
     Raises:
         SourceError: A weight can't be read or is not a finite number.
-        UnsupportedError: ONNX Runtime does not run such a model.
         ConversionError: The files can't be written.
     """
     config, bits = source.config, plan.scheme.activation_bits
-    _check_head_sizes(config)
     folder = directory / "onnx"
     folder.mkdir(parents=True)
     emitted = emit_decoder(
@@ -68,14 +63,3 @@ def export(
         rope_switch=config.longrope_switch,
         weights=weights,
     )
-
-
-def _check_head_sizes(config: ModelConfig) -> None:
-    """ONNX Runtime's attention rotates in vectors of 8 pairs and would refuse other sizes only when it runs."""
-    head_dim = config.attention.head_dim
-    rotated = {layer.rope.dim for layer in config.layers if layer.rope}
-    if rotated and (head_dim % HEAD_MULTIPLE or any(dim % HEAD_MULTIPLE for dim in rotated)):
-        raise UnsupportedError(
-            f"heads of {head_dim} with {max(rotated)} rotated dimensions are not run by ONNX Runtime",
-            hint=f"both must be multiples of {HEAD_MULTIPLE}",
-        )

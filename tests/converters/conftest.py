@@ -53,9 +53,11 @@ def check_logits() -> LogitsCheck:
 def _reference_logits(directory: Path, tokens: NDArray[np.int64]) -> Floats:
     """Logits [tokens, vocabulary] of one whole forward in transformers."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    multimodal = hasattr(AutoConfig.from_pretrained(directory), "text_config")
+    kind = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    model = kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         logits: Floats = model(torch.from_numpy(tokens[None])).logits[0].numpy()
     return logits
@@ -129,7 +131,7 @@ def _add_metadata(writer: Any, config: dict[str, Any]) -> None:
     writer.add_vocab_size(config["vocab_size"])
     if config["model_type"] == "phi3":  # zero where there is none
         writer.add_sliding_window(config.get("sliding_window") or 0)
-    elif config["model_type"].startswith("gemma"):
+    elif "sliding_attention" in config.get("layer_types", ()):
         writer.add_sliding_window(config["sliding_window"])
     if config["model_type"] == "gemma2":
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])

@@ -291,6 +291,16 @@ def test_tied_model_takes_the_embedding_as_head_with_or_without_a_copy(tiny_mode
     assert set(tensors_of(without)) == set(tensors_of(with_copy))
 
 
+def test_head_of_its_own_is_kept_whatever_the_config_says(tiny_model: Any, check_logits: Any, tmp_path: Path) -> None:
+    """transformers ties only what is equal."""
+    directory = Path(shutil.copytree(tiny_model("llama"), tmp_path / "own"))
+    change_json(directory / "config.json", tie_word_embeddings=True)
+    source = open_source(directory)
+    assert not source.config.tied_embeddings
+    assert source.notes[0].startswith("the head differs from the embedding")
+    check_logits(directory, directory, tmp_path / "out")
+
+
 def test_untied_model_without_head_is_refused(llama: Path) -> None:
     rewrite(llama, lambda tensors: tensors.pop("lm_head.weight"))
     assert "lm_head.weight is missing" in refusal(llama).message
@@ -303,7 +313,7 @@ def test_untied_model_without_head_is_refused(llama: Path) -> None:
         ({"quantization_config": ["x"]}, "already quantized", "full-precision"),
         ({"model_type": "mamba"}, "'mamba'", "smollm3"),
         ({"hidden_act": "relu2"}, "'relu2'", "gelu_pytorch_tanh"),
-        ({"rope_parameters": {"rope_type": "dynamic"}}, "'dynamic'", "longrope"),
+        ({"rope_parameters": {"rope_type": "proportional"}}, "'proportional'", "longrope"),
         ({"rope_parameters": ..., "rope_scaling": {"type": "ntk"}}, "'ntk'", "longrope"),
         ({"model_type": "gemma2", "sliding_window": 8, "layer_types": [[]] * 3}, "[]", "full_attention"),
     ],
