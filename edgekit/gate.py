@@ -20,6 +20,7 @@ from edgekit.plan import Plan, make_plan
 from edgekit.progress import ProgressFn
 from edgekit.registry import CONVERTERS, EXECUTORS, LOADER, load_attribute
 from edgekit.source import Source, open_source
+from edgekit.staging import working_directory
 from edgekit.target import load_target
 from edgekit.verify import Comparison, compare, compare_with_goldens, greedy_match
 
@@ -193,10 +194,8 @@ def _compare_with(
     plan = make_plan(source, load_target(REFERENCE_TARGET), quant="fp32", context=program.context, format=format)
     renamed = (lambda step: on_progress(replace(step, stage="reference"))) if on_progress else None
     parent = bundle.directory.parent
-    place = parent if os.access(parent, os.W_OK) else None  # else where the system keeps such files
-    # Windows can't remove a file that is still mapped, and says so over any other error.
-    with tempfile.TemporaryDirectory(prefix=".edgekit-reference-", dir=place, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    place = parent if os.access(parent, os.W_OK) else Path(tempfile.gettempdir())
+    with working_directory(place, "edgekit-reference") as folder:
         graph: Graph = load_attribute(CONVERTERS[format])(source, plan, folder, on_progress=renamed)
         shutil.copy(bundle.directory / TOKENIZER, folder)
         whole = Program(graph, plan.context, NOT_VERIFIED)
