@@ -16,22 +16,12 @@ from edgekit.converters.hf_tokenizer import tokenizer_from_directory
 from edgekit.errors import EdgeKitError, SourceError, UnsupportedError
 from edgekit.source import TokenizerFiles
 
-TEXTS = [
-    "",
-    " ",
-    "Hello, world!  two spaces  and last  ",
-    " starts with a space",
-    "tabs\tand\n\nblank lines\r\n   indented\r\n\r\n",
-    "It's we'll they'd I'm you've DON'T HE'S it’s",
-    "1 22 333 4444 55555 3.14159 1,000,000 ½ ²³ ٣٤٥",
-    "def f(x):\n    return x ** 2  # square\n\n\n\nprint(f(3))",
-    "naïve café Straße ÅNGSTRÖM e\u0301 A\u030a ﬁ \u1100\u1161",
-    "你好，世界。これはテストです。한국어 문장 Привет мир! שלום مرحبا नमस्ते",
-    "emoji 👍🏽 👨‍👩‍👧 🏳️‍🌈 and \u200b\ufeff zero width",
-    "a     b" + " " * 40 + "c\u00a0d\u3000e\u2028f\x85g",
+TEXTS: list[str] = json.loads((Path(__file__).parent / "texts.json").read_text(encoding="utf-8"))
+TEXTS += [
+    "DON'T HE'S it’s A\u030a \u1100\u1161 \u2028f\x85g\r\n\r\n",
     "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
     "x<|endoftext|> y  <think> deep </think>\n<|pad|><|extra|> <|named|>",
-    "\x00\x07 control and <|not_a_token|>",
+    "<|not_a_token|>",
 ]
 PLAIN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
 SPECIAL = PLAIN | {"special": True}
