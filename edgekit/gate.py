@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -194,13 +193,21 @@ def _compare_with(
     plan = make_plan(source, load_target(REFERENCE_TARGET), quant="fp32", context=program.context, format=format)
     renamed = (lambda step: on_progress(replace(step, stage="reference"))) if on_progress else None
     parent = bundle.directory.parent
-    place = parent if os.access(parent, os.W_OK) else Path(tempfile.gettempdir())
-    with working_directory(place, "edgekit-reference") as folder:
+    with working_directory(_writable(parent), "edgekit-reference") as folder:
         graph: Graph = load_attribute(CONVERTERS[format])(source, plan, folder, on_progress=renamed)
         shutil.copy(bundle.directory / TOKENIZER, folder)
         whole = Program(graph, plan.context, NOT_VERIFIED)
         with load_attribute(LOADER)(replace(bundle, directory=folder), whole, mapped=True) as reference:
             return compare(model, reference, goldens, on_progress=on_progress)
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, or else where the system keeps temporary files. Tried, not asked: Windows' permissions do not tell."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.gettempdir())
 
 
 def _blame(comparison: Comparison, bound: float, unfinished: Bundle) -> str:

@@ -57,19 +57,23 @@ def written_aside(directory: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         ConversionError: `directory` exists and `force` is not set, is no bundle, or can't be written.
     """
-    _sweep(directory.parent, directory.name, bundle=directory)
+    with _told_as_conversion_errors(directory):
+        _sweep(directory.parent, directory.name, bundle=directory)
+        _check_free(directory, force)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with _locked_folder(directory.parent, directory.name) as unfinished:
+            yield unfinished
+            unfinished.chmod(0o755)  # mkdtemp's own is for its owner only
+            _replace(unfinished, directory)
+
+
+def _check_free(directory: Path, force: bool) -> None:
     if directory.exists() and not force:
         raise ConversionError(f"{directory} exists", hint="use --force to overwrite it, or --out for another place")
     if directory.exists() and not (directory / MANIFEST).is_file():
         raise ConversionError(
             f"{directory} is not a bundle and is not overwritten", hint="choose another place with --out"
         )
-    with _told_as_conversion_errors(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with _locked_folder(directory.parent, directory.name) as unfinished:
-            yield unfinished
-            unfinished.chmod(0o755)  # mkdtemp's own is for its owner only
-            _replace(unfinished, directory)
 
 
 @contextmanager

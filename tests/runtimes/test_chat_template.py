@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -272,6 +273,12 @@ def test_special_tokens_are_seen_by_name_and_absent_ones_are_undefined() -> None
         "{{ bos_token }}|{{ eos_token is defined }}|{{ pad_token }}", bos_token="<s>", special_tokens={"pad_token": "P"}
     )
     assert template.render([USER]) == "<s>|False|P"
+
+
+@pytest.mark.parametrize(("day", "text"), [(5, "5 1 7 %-d 05"), (15, "15 1 7 %-d 15")])
+def test_dates_without_leading_zeros_are_the_same_everywhere(day: int, text: str) -> None:
+    template = ChatTemplate("{{ strftime_now('%-d %-m %-H %%-d %d') }}")
+    assert template.render([USER], now=datetime(2026, 1, day, 7)) == text
 
 
 def test_messages_are_not_changed(refusal: Refusal) -> None:
