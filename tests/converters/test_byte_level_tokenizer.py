@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+import edgekit
 from edgekit.converters.hf_tokenizer import tokenizer_from_directory
 from edgekit.errors import EdgeKitError, SourceError, UnsupportedError
 from edgekit.source import TokenizerFiles
@@ -182,6 +184,25 @@ def test_named_tokens_beyond_the_embedding_are_left_out(tmp_path: Path) -> None:
         assert [text for text in contents if text in {"<|im_end|>", "<|pad|>"}] == known
 
 
+def test_model_with_the_two_files_converts_and_answers_as_with_tokenizer_json(tiny_model: Any, tmp_path: Path) -> None:
+    whole = tiny_model("llama")
+    older = Path(shutil.copytree(whole, tmp_path / "older"))
+    tokenizer = json.loads((older / "tokenizer.json").read_text(encoding="utf-8"))
+    (older / "tokenizer.json").unlink()
+    write_json(older / "vocab.json", tokenizer["model"]["vocab"])
+    (older / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8", newline="\n")
+    write_json(older / "added_tokens.json", {token["content"]: token["id"] for token in tokenizer["added_tokens"]})
+    values = json.loads((older / "tokenizer_config.json").read_text(encoding="utf-8"))
+    write_json(older / "tokenizer_config.json", values | {"tokenizer_class": "GPT2Tokenizer"})
+    answers = []
+    for name, source in (("whole", whole), ("older", older)):
+        out = tmp_path / f"{name}.edgekit"
+        edgekit.convert(source, target="raspberry-pi-5", quant="fp32", out=out, verify=False)
+        with edgekit.load(out) as model:
+            answers.append(model.generate("Why is the sky blue?", max_tokens=8).tokens)
+    assert answers[0] == answers[1]
+
+
 # ---- Refusals ----
 
 
@@ -235,9 +256,9 @@ def test_malformed_files_are_refused(name: str, data: bytes, words: str, tmp_pat
 SETTINGS = ["tokenizer_class", "added_tokens_decoder", "bos_token", "eos_token", "image_token", "add_bos_token"]
 SETTINGS += ["extra_special_tokens", "additional_special_tokens", "add_prefix_space", "chat_template"]
 JUNK = st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.lists(st.text(max_size=3), max_size=2)
-JSON = st.recursive(
-    JUNK, lambda inner: st.dictionaries(st.text(max_size=3) | st.sampled_from(["content", "703"]), inner)
-)
+KEYS = st.text(max_size=3) | st.sampled_from(["content", "lstrip", "700", "701"])
+TOKENS = st.dictionaries(KEYS, JUNK, max_size=3) | st.fixed_dictionaries({"content": st.text(max_size=3)})
+JSON = JUNK | TOKENS | st.lists(TOKENS, max_size=2) | st.dictionaries(KEYS, TOKENS, max_size=2)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
