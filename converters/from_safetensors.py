@@ -21,7 +21,8 @@ from edgekit.errors import SourceError, UnsupportedError
 from edgekit.source import Provenance, Source, StoredBlocks, Tensor
 
 from .assemble import assemble_source
-from .hf_tokenizer import read_json, read_licence, tokenizer_from_directory
+from .hf_tokenizer import read_licence, tokenizer_from_directory
+from .json_files import read_json
 from .positional_file import PositionalFile
 from .text_part import text_part
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from edgekit.plan import make_plan
 from edgekit.progress import ProgressFn
 from edgekit.registry import CONVERTERS, LOADER, load_attribute
 from edgekit.source import Source
+from edgekit.staging import working_directory
 from edgekit.target import load_target
 
 if TYPE_CHECKING:
@@ -50,13 +50,18 @@ def companion(
     """
     plan = make_plan(source, load_target(TARGET), quant=quant, context=context, format=format)
     renamed = (lambda step: on_progress(replace(step, stage=stage))) if on_progress else None
-    parent = bundle_directory.parent
-    place = parent if os.access(parent, os.W_OK) else None  # else where the system keeps such files
-    # Windows can't remove a file that is still mapped, and says so over any other error.
-    with tempfile.TemporaryDirectory(prefix=f".edgekit-{stage}-", dir=place, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with working_directory(_writable(bundle_directory.parent), f"edgekit-{stage}") as folder:
         graph: Graph = load_attribute(CONVERTERS[format])(source, plan, folder, on_progress=renamed)
         (folder / TOKENIZER).write_text(source.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
         bundle = Bundle(folder, describe(source, plan, graph))
         with load_attribute(LOADER)(bundle, Program(graph, plan.context, NOT_VERIFIED), mapped=mapped) as model:
             yield model
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, or else where the system keeps temporary files. Tried, not asked: Windows' permissions do not tell."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.gettempdir())

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +21,7 @@ from edgekit.plan import make_plan
 from edgekit.progress import ProgressFn
 from edgekit.registry import CONVERTERS, load_attribute
 from edgekit.source import open_source
+from edgekit.staging import written_aside
 from edgekit.target import load_target
 
 __all__ = ["convert"]
@@ -66,7 +64,7 @@ def convert(
         raise ConversionError(too_large, hint="use a smaller block size, --quant fp32, or --allow-low-quality")
     name = opened.provenance.name.rpartition("/")[2].removesuffix(".gguf")
     directory = Path(out) if out else Path(f"{name}-{plan.target}.edgekit")
-    with _written_aside(directory, force=force) as unfinished, _hashing(opened.weight_files) as hashes:
+    with written_aside(directory, force=force) as unfinished, _hashing(opened.weight_files) as hashes:
         texts = calibration_texts(opened, plan, unfinished, on_progress=on_progress) if plan.scheme.calibrated else ()
         export = load_attribute(CONVERTERS[plan.format])
         graph: Graph = export(opened, plan, unfinished, texts=texts, on_progress=on_progress)
@@ -111,44 +109,3 @@ def _hashing(files: tuple[Path, ...]) -> Iterator[Future[dict[str, str]]]:
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     text = json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
-
-
-@contextmanager
-def _written_aside(directory: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary directory that becomes `directory` on success and vanishes on any error."""
-    if directory.exists() and not force:
-        raise ConversionError(f"{directory} exists", hint="use --force to overwrite it, or --out for another place")
-    if directory.exists() and not (directory / MANIFEST).is_file():
-        raise ConversionError(
-            f"{directory} is not a bundle and is not overwritten", hint="choose another place with --out"
-        )
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
-    except OSError as error:
-        raise ConversionError(
-            f"{directory.parent} can't be written to: {error.strerror or error}", hint="choose another place with --out"
-        ) from error
-    try:
-        yield unfinished
-        unfinished.chmod(0o755)  # mkdtemp's own is for its owner only
-        _replace(unfinished, directory)
-    except OSError as error:
-        what = "no space left on the device" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise ConversionError(f"{directory} can't be written: {what}", hint="free some space, or use --out") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _replace(unfinished: Path, directory: Path) -> None:
-    if not directory.exists():
-        unfinished.rename(directory)
-        return
-    old = unfinished.with_suffix(".old")  # directories can't be replaced in one step
-    directory.rename(old)
-    try:
-        unfinished.rename(directory)
-    except BaseException:
-        old.rename(directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)  # Windows keeps what another process has open

@@ -218,6 +218,7 @@ def _open_with(kind: str, location: str | Path) -> Source:
 def _is_hub_id(name: str) -> bool:
     repository = name.partition("@")[0]
     plain = repository.count("/") == 1 and all(repository.split("/")) and not name.startswith((".", "~", "/"))
+    plain = plain and ":" not in repository and "\\" not in repository  # C:/models is a path, if a wrong one
     return plain and not Path(name).parent.is_dir()  # models/llama beside a folder models is a path
 
 

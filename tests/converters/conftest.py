@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgekit.converters.positional_file import PositionalFile
 from edgekit.converters.to_onnx import export
 from edgekit.plan import make_plan
 from edgekit.runtimes.backend import Decoder
@@ -79,6 +80,24 @@ def _decoded(decoder: Decoder, tokens: NDArray[np.int64], chunk: int) -> Floats:
         for start, stop in pairwise(steps)
     ]
     return np.concatenate(pieces)
+
+
+@pytest.fixture
+def log_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[str, int, int]]]:
+    """`log_reads()`: file, offset and size of every read from then on."""
+
+    def start() -> list[tuple[str, int, int]]:
+        ranges: list[tuple[str, int, int]] = []
+        original = PositionalFile.read
+
+        def logged(file: PositionalFile, offset: int, size_bytes: int) -> NDArray[np.uint8]:
+            ranges.append((file.path.name, offset, size_bytes))
+            return original(file, offset, size_bytes)
+
+        monkeypatch.setattr(PositionalFile, "read", logged)
+        return ranges
+
+    return start
 
 
 @pytest.fixture(scope="session")
