@@ -53,7 +53,7 @@ def calibration_texts(
     """
     texts: list[tuple[int, ...]] = []
     with companion(
-        source, bundle_directory, quant="int8", context=plan.context, format=plan.format, stage="calibrate",
+        source, bundle_directory, quant="int8", context=plan.context, format=plan.format, stage="prepare",
         on_progress=on_progress,
     ) as model:  # fmt: skip
         prompts = [*render_prompts(model, _QUESTIONS, ()), *((text, True) for text in _OPENINGS)]

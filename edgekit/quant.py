@@ -137,7 +137,12 @@ RECIPES: Mapping[str, QuantScheme] = {
         QuantScheme("int4-symmetric", replace(_INT4, symmetric=True)),
         QuantScheme("int4-symmetric-block64", WeightFormat(4, 64)),
         QuantScheme("int4-symmetric-block128", WeightFormat(4, 128)),
-        QuantScheme("int4-mixed", replace(_INT4, block_size=64), rounding="gptq"),
+        QuantScheme(
+            "int4-mixed",
+            replace(_INT4, block_size=64),
+            overrides=(Override(("down",), _INT8, "edges"),),  # the outliers of the first and last layers
+            rounding="gptq",
+        ),
     )
 }
 

@@ -22,6 +22,7 @@ MODULES = {
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-padded-heads": ("llama", {"head_dim": 12}),
     "mistral": ("mistral", {"sliding_window": 24}),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "phi3": ("phi3", {}),
