@@ -21,7 +21,7 @@ from edgekit.quant import WeightFormat
 from edgekit.source import Source, Tensor, part_shapes
 
 from .gptq import RoundingGuide, make_guide
-from .onnx_decoder import HIDDEN, INPUTS, ROPE_LENGTH, cache_layout, emit_layer
+from .onnx_decoder import FIRST_POSITION, HIDDEN, INPUTS, ROPE_LENGTH, cache_layout, emit_layer
 from .weight_writer import write_weights
 
 __all__ = ["rounding_guides", "second_moments"]
@@ -110,6 +110,7 @@ def _feeds(config: ModelConfig, index: int, state: Floats, session: Any) -> dict
         INPUTS["length"]: np.array(length, np.int32),
         INPUTS["logits_start"]: np.zeros(1, np.int64),
         ROPE_LENGTH: np.array(length, np.int64),
+        FIRST_POSITION: np.array(0, np.int64),
         HIDDEN: state[None],
     } | {name.replace("{}", str(index)): empty for name in layout.past}
     declared = {value.name for value in session.get_inputs()}

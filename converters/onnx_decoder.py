@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 INPUTS = {"tokens": "input_ids", "length": "total_length", "logits_start": "logits_start"}
-ROPE_LENGTH = "rope_length"
+ROPE_LENGTH, FIRST_POSITION = "rope_length", "first_position"
 QUERY_GROWTH = "query_growth"
 OUTPUTS = {"logits": "logits"}
 HIDDEN = "hidden"
@@ -78,7 +78,8 @@ def emit_decoder(
     Args:
         config: What to emit.
         weights: How each weight is stored, by role.
-        context: Positions the rotary tables are made for.
+        context: Tokens that the cache holds. The rotary tables are made for as many positions, or for all that the model
+            was trained for where every layer slides.
         activation_bits: 32, or 16 for half precision.
         accuracy_level: Of MatMulNBits: 4 multiplies in int8, 0 in floats.
         data_file: Name of the weight file, beside the program.
@@ -107,15 +108,17 @@ class _Emitter:
         accuracy_level: int,
         data_file: str,
     ) -> None:
-        self.config, self.weights, self.context = config, weights, context
+        self.config, self.weights = config, weights
         self.accuracy_level = accuracy_level
         self.float_type = TensorProto.FLOAT16 if activation_bits == 16 else TensorProto.FLOAT
         self.numpy_type = np.float16 if activation_bits == 16 else np.float32
         self.graph = GraphBuilder(data_file)
         self.emitted = EmittedDecoder(self.graph)
+        self.slides = config.positions(context) > 0
+        self.positions = config.positions(context) or context
         self.heads = AttentionHeads(self.graph, config.attention)
         self.fused_rotation = rotation_is_fused(config)
-        self.grows = bool(config.attention.query_growth) and context > config.attention.query_growth_context
+        self.grows = bool(config.attention.query_growth) and self.positions > config.attention.query_growth_context
         self.position_ids = ""
 
     def emit(self) -> EmittedDecoder:
@@ -146,7 +149,7 @@ class _Emitter:
         graph.input(INPUTS["logits_start"], TensorProto.INT64, [1])
         last = graph.op("Sub", [INPUTS["length"], graph.constant("one", np.array(1, np.int32))], "last_position")
         graph.op("Reshape", [last, graph.constant("shape_1", np.array([1], np.int64))], "sequence_lengths")
-        if self.config.longrope_switch or self.grows or not self.fused_rotation:
+        if self.config.longrope_switch or self.grows or self.slides or not self.fused_rotation:
             self._choose_positions()
         for index in layers:
             for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
@@ -159,11 +162,15 @@ class _Emitter:
     def _choose_positions(self) -> None:
         """The new tokens' rows in the rotary tables, int64 [1, new], and by how much their queries grow, [1, new, 1].
 
-        With long factors the tables have a second half, for sequences past the original context.
+        With long factors the tables have a second half, for sequences past the original context. Where the cache slides,
+        its oldest token is not the sequence's first.
         """
         graph = self.graph
         count = graph.op("Size", [INPUTS["tokens"]], "new_tokens")
         end = graph.op("Cast", [INPUTS["length"]], "length_64", to=TensorProto.INT64)
+        if self.slides:
+            graph.input(FIRST_POSITION, TensorProto.INT64, [])
+            end = graph.op("Add", [end, FIRST_POSITION], "end_position")
         start = graph.op("Sub", [end, count], "start_position")
         rows = graph.op("Range", [start, end, graph.constant("one_64", np.array(1, np.int64))], "positions")
         if self.grows:
@@ -188,7 +195,7 @@ class _Emitter:
         graph = self.graph
         graph.input(ROPE_LENGTH, TensorProto.INT64, [])
         switch = graph.constant("rope_switch", np.array(self.config.longrope_switch, np.int64))
-        short, long = (graph.constant(f"rope_rows.{n}", np.array(n, np.int64)) for n in (0, self.context))
+        short, long = (graph.constant(f"rope_rows.{n}", np.array(n, np.int64)) for n in (0, self.positions))
         return graph.op("Where", [graph.op("Greater", [ROPE_LENGTH, switch], "is_long"), long, short], "first_row")
 
     def _embed(self) -> str:
@@ -370,7 +377,7 @@ class _Emitter:
     def _rope_tables(self, rope: RopeConfig) -> tuple[Region, Region]:
         tables = self.emitted.tables
         if rope not in tables:
-            shape = (self.context * (2 if rope.long_factors else 1), rope.dim // 2)
+            shape = (self.positions * (2 if rope.long_factors else 1), rope.dim // 2)
             cosine, sine = (
                 self.graph.reserve(f"{name}.{len(tables)}", shape, self.float_type) for name in ("cosine", "sine")
             )
