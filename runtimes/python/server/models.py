@@ -1,0 +1,140 @@
+"""The models that a server offers, and how a request becomes steps of one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from edgekit.errors import EdgeKitError
+from edgekit.runtimes.engine import LoadedModel
+from edgekit.session import Chunk, FinishReason, Prompt
+
+from .api_error import ApiError, from_edgekit
+
+__all__ = ["Piece", "ServedModel", "Work", "find_model", "steps_of", "weigh"]
+
+_CHUNK_BYTES, _ALTERNATIVE_BYTES = 300, 120  # of the objects, about
+
+
+class ServedModel:
+    """A loaded model under the name by which clients ask for it.
+
+    Args:
+        created: Unix time of the bundle.
+    """
+
+    def __init__(self, name: str, model: LoadedModel, created: int) -> None:
+        self.name = name
+        self.model = model
+        self.created = created
+
+    @cached_property
+    def _token_bytes(self) -> Callable[[list[int]], bytes]:
+        from llguidance import LLTokenizer
+
+        decode: Callable[[list[int]], bytes] = LLTokenizer(self.model.tokenizer.to_str()).decode_bytes
+        return decode
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token writes; it may be a part of a character."""
+        return self._token_bytes([token])
+
+    def describe(self) -> dict[str, Any]:
+        """As `/v1/models` lists it."""
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "edgekit"}
+
+
+def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
+    """The model that a request names.
+
+    Raises:
+        ApiError: There is none.
+    """
+    if name in models:
+        return models[name]
+    known = ", ".join(models)
+    raise ApiError(404, f"the model {name!r} is not served here, but {known}", code="model_not_found", param="model")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one request asks of a model: `n` replies to each prompt.
+
+    `single_call` ends a reply after its first tool call. `param` names the prompt in error messages.
+    """
+
+    model: ServedModel
+    prompts: tuple[Prompt, ...]
+    options: Mapping[str, Any]
+    n: int = 1
+    single_call: bool = False
+    param: str = "messages"
+
+    @property
+    def choices(self) -> int:
+        """Replies in all."""
+        return len(self.prompts) * self.n
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk of the reply number `index`."""
+
+    index: int
+    chunk: Chunk
+
+
+def steps_of(work: Work) -> Iterator[Piece | None]:
+    """Generate the replies, one after the other in one session: each prompt is computed once, in one cache.
+
+    Yields:
+        None after a step with nothing to show.
+
+    Raises:
+        ApiError: The model can't serve the prompt or an option.
+        EdgeKitError: A reply fails on its way.
+    """
+    session = work.model.model.session()
+    try:
+        for index in range(work.choices):
+            prompt = work.prompts[index // work.n]
+            options = dict(work.options)
+            if options.get("seed") is not None:
+                options["seed"] += index % work.n
+            try:
+                chunks = session.stream(prompt, **options)
+            except EdgeKitError as error:
+                failure = from_edgekit(error)
+                failure.param = work.param
+                raise failure from error
+            for chunk in _until_first_call(chunks, session.cancel) if work.single_call else chunks:
+                yield None if chunk is None else Piece(index, chunk)
+    finally:
+        session.close()
+
+
+def _until_first_call(chunks: Iterator[Chunk | None], cancel: Callable[[], None]) -> Iterator[Chunk | None]:
+    """A reply that ends with its first call."""
+    called = False
+    for chunk in chunks:
+        if chunk is None:
+            yield None
+        elif called:
+            reason: FinishReason | None = chunk.finish_reason and "tool_calls"
+            yield replace(chunk, text="", reasoning="", tool_calls=(), finish_reason=reason)
+        else:
+            yield replace(chunk, tool_calls=chunk.tool_calls[:1])
+            if chunk.tool_calls:
+                called = True
+                cancel()
+
+
+def weigh(piece: Piece) -> int:
+    """Bytes that a piece takes in memory, about."""
+    chunk = piece.chunk
+    alternatives = sum(1 + len(entry.alternatives) for entry in (*chunk.logprobs, *chunk.prompt_logprobs))
+    arguments = sum(len(json.dumps(dict(call.arguments))) for call in chunk.tool_calls)
+    return _CHUNK_BYTES + 4 * (len(chunk.text) + len(chunk.reasoning) + arguments) + _ALTERNATIVE_BYTES * alternatives
