@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from edgekit.errors import EdgeKitError
 from edgekit.runtimes.engine import LoadedModel
-from edgekit.session import Chunk, FinishReason, Prompt
+from edgekit.session import Chunk, FinishReason, GenerateOptions, Prompt
 
 from .api_error import ApiError, from_edgekit
 
@@ -97,23 +100,34 @@ def steps_of(work: Work) -> Iterator[Piece | None]:
         ApiError: The model can't serve the prompt or an option.
         EdgeKitError: A reply fails on its way.
     """
-    session = work.model.model.session()
-    try:
+    with closing(work.model.model.session()) as session:
         for index in range(work.choices):
             prompt = work.prompts[index // work.n]
             options = dict(work.options)
-            if options.get("seed") is not None:
-                options["seed"] += index % work.n
+            if work.n > 1 and options["seed"] is not None:
+                options["seed"] = _seed_of(options["seed"], index % work.n)
             try:
                 chunks = session.stream(prompt, **options)
             except EdgeKitError as error:
-                failure = from_edgekit(error)
-                failure.param = work.param
-                raise failure from error
+                raise _refusal(error, work, prompt) from error
             for chunk in _until_first_call(chunks, session.cancel) if work.single_call else chunks:
                 yield None if chunk is None else Piece(index, chunk)
-    finally:
-        session.close()
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """As `Model.generate_many` draws: each reply has random numbers of its own."""
+    (state,) = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
+    return int(state)
+
+
+def _refusal(error: EdgeKitError, work: Work, prompt: Prompt) -> ApiError:
+    """The answer to a prompt that the model does not take."""
+    refusal = from_edgekit(error)
+    model, options = work.model.model, GenerateOptions(raw=work.options.get("raw", False))
+    with suppress(EdgeKitError):
+        if len(model.encode(prompt, options)) >= model.context:
+            refusal.code, refusal.param = "context_length_exceeded", work.param
+    return refusal
 
 
 def _until_first_call(chunks: Iterator[Chunk | None], cancel: Callable[[], None]) -> Iterator[Chunk | None]:

@@ -194,7 +194,10 @@ class _OpenItem:
     def to_json(self, status: str, *, empty: bool = False) -> dict[str, Any]:
         item: dict[str, Any] = {"id": self.id, "type": self.kind, "status": status}
         item["content"] = [] if empty else [self.part()]
-        item |= {"role": "assistant"} if self.kind == "message" else {"summary": []}
+        if self.kind == "message":
+            item["role"] = "assistant"
+        else:
+            item["summary"] = []
         return item
 
 

@@ -2,8 +2,8 @@
 
 Parameters that are accepted and change nothing, knowingly: `user`, `safety_identifier`, `metadata` (`/v1/responses` sends it
 back), `prompt_cache_key` and `prompt_cache_retention` (prefixes are cached anyway), `service_tier` (auto or default), `store`
-(false), `background` (false), `max_tool_calls` (it bounds OpenAI's own tools), `include_obfuscation` (false), `modalities` (text),
-`verbosity` (medium), `strict` (schemas are followed in any case), and null for any parameter.
+(false), `background` (false), `max_tool_calls` (it bounds OpenAI's own tools), `include_obfuscation` (false), `modalities`
+(text), `verbosity` (medium), `strict` (schemas are followed in any case), and null for any parameter.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from edgekit.structure import JsonSchema, Structure
 
@@ -181,10 +182,13 @@ def parse(schema: type[_Body], body: bytes, unsupported: Mapping[str, str]) -> _
 
 
 def _refusal(error: ValidationError, document: dict[str, Any], unsupported: Mapping[str, str]) -> ApiError:
-    """The first thing that is wrong, in OpenAI's words."""
+    """What is wrong, in OpenAI's words.
+
+    Where a value may have several forms, pydantic tells why it is none of them: the form that it came nearest to is told.
+    """
     details = error.errors(include_url=False, include_context=False)
     known = [detail for detail in details if detail["loc"] and detail["loc"][0] in unsupported]
-    detail = (known or details)[0]
+    detail = max(known or details, key=lambda detail: _nearness(detail, document))
     param, name = _param(detail["loc"], document), str(detail["loc"][-1]) if detail["loc"] else ""
     if known:
         instead = unsupported[name]
@@ -196,6 +200,12 @@ def _refusal(error: ValidationError, document: dict[str, Any], unsupported: Mapp
         return ApiError(400, f"missing required parameter: {param}", code="missing_required_parameter", param=param)
     wrong = "invalid_type" if "type" in detail["type"] else "invalid_value"
     return ApiError(400, f"{param}: {detail['msg']}", code=wrong, param=param)
+
+
+def _nearness(detail: ErrorDetails, document: dict[str, Any]) -> tuple[int, bool, bool]:
+    depth = _param(detail["loc"], document).count(".") + _param(detail["loc"], document).count("[")
+    kind = detail["type"]
+    return depth, kind == "literal_error", not kind.endswith("_type")
 
 
 def _param(location: tuple[int | str, ...], document: Any) -> str:
