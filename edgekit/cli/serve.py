@@ -55,6 +55,11 @@ __all__ = ["command"]
     callback=finite,
     help="Of requests that name none.",
 )
+@click.option(
+    "--session-cache-bytes",
+    type=click.IntRange(0),
+    help="Memory of each model for caches, where closed ones are kept; by default one whole context.",
+)
 @threads_option
 def command(
     bundles: tuple[Path, ...],
@@ -69,6 +74,7 @@ def command(
     max_body: int,
     grace: float,
     temperature: float,
+    session_cache_bytes: int | None,
     threads: int | None,
 ) -> None:
     """Serve the models in BUNDLE... to OpenAI's clients.
@@ -95,4 +101,12 @@ def command(
         click.echo(f"serving {', '.join(models)}", err=True)
         click.echo(f"{url}/v1")
 
-    load_attribute(SERVER)(bundles, settings, host=host, port=port, threads=threads, on_ready=on_ready)
+    load_attribute(SERVER)(
+        bundles,
+        settings,
+        host=host,
+        port=port,
+        threads=threads,
+        session_cache_bytes=session_cache_bytes,
+        on_ready=on_ready,
+    )

@@ -211,7 +211,9 @@ class Constraint:
             return 0
         ids = list(tokens)
         never = (*self._text_ends, *self._misread)
-        count = next((place for place, token in enumerate(ids) if token >= self._vocab_size or token in never), len(ids))
+        count = next(
+            (place for place, token in enumerate(ids) if token >= self._vocab_size or token in never), len(ids)
+        )
         return int(self._matcher.validate_tokens(ids[:count]))
 
     def close(self) -> None:
@@ -271,7 +273,9 @@ def make_grammar(structure: Structure) -> Grammar:
             return Grammar(LLMatcher.grammar_from_json_schema(schema, defaults=JSON_STYLE), "the JSON schema", hint)
         if isinstance(structure, Regex):
             hint = "the syntax is that of Rust's regex crate, without look-around and word boundaries"
-            return Grammar(LLMatcher.grammar_from_regex(_checked_regex(structure, hint)), "the regular expression", hint)
+            return Grammar(
+                LLMatcher.grammar_from_regex(_checked_regex(structure, hint)), "the regular expression", hint
+            )
         if isinstance(structure, Choice):
             return Grammar(LLMatcher.grammar_from_lark(_choice_grammar(structure)), "the choice", "use fewer options")
         if isinstance(structure, Lark):

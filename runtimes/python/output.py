@@ -83,9 +83,7 @@ def template_tools(options: GenerateOptions) -> list[Mapping[str, object]] | Non
     return list(options.tools) if chosen else None
 
 
-def make_parser(
-    options: GenerateOptions, template: str | None, prompt: str, tokenizer: TokenizerInfo
-) -> OutputParser:
+def make_parser(options: GenerateOptions, template: str | None, prompt: str, tokenizer: TokenizerInfo) -> OutputParser:
     """Return the parser of one reply.
 
     Args:

@@ -89,7 +89,7 @@ class _Builder:
             self._rules.append(f"call_{place}: {_sequence(parts)}")
             self._rules.append(f"arguments_{place}: %json {json.dumps(_styled(tool))}")
         self._rules.append("call: " + " | ".join(f"call_{place}" for place in range(len(tools))))
-        body = 'call' if one or not format.is_list else 'call (", " call)*'
+        body = "call" if one or not format.is_list else 'call (", " call)*'
         parts = ['"["', body, '"]"'] if format.is_list else [body]
         self._rules.append(
             "block: " + _sequence([_text(format.before), *parts, _text(format.after), self._mark(format.closing)])

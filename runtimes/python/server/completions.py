@@ -131,7 +131,7 @@ class CompletionAnswer:
 
     def _render_prompt(self, prompt: str, entries: tuple[TokenLogprob, ...]) -> dict[str, Any]:
         """Nothing comes before the first token: it has no log-probability."""
-        first = self._work.model.model.encode(prompt, GenerateOptions(raw=True))[0]
+        first = self._work.model.model.encode(prompt, GenerateOptions(raw=True)).tokens[0]
         rendered = completion_logprobs(self._work.model, [TokenLogprob(first, 0.0), *entries], 0)
         rendered["token_logprobs"][0] = rendered["top_logprobs"][0] = None
         return rendered

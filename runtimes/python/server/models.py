@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,16 +33,10 @@ class ServedModel:
         self.model = model
         self.created = created
 
-    @cached_property
-    def _token_bytes(self) -> Callable[[list[int]], bytes]:
-        from llguidance import LLTokenizer
-
-        decode: Callable[[list[int]], bytes] = LLTokenizer(self.model.tokenizer.to_str()).decode_bytes
-        return decode
-
     def token_bytes(self, token: int) -> bytes:
         """What a token writes; it may be a part of a character."""
-        return self._token_bytes([token])
+        written: bytes = self.model.tokenizer_info.matching.decode_bytes([token])
+        return written
 
     def describe(self) -> dict[str, Any]:
         """As `/v1/models` lists it."""
@@ -107,11 +100,12 @@ def steps_of(work: Work) -> Iterator[Piece | None]:
             if work.n > 1 and options["seed"] is not None:
                 options["seed"] = _seed_of(options["seed"], index % work.n)
             try:
-                chunks = session.stream(prompt, **options)
+                steps = session.steps(prompt, **options)
             except EdgeKitError as error:
                 raise _refusal(error, work, prompt) from error
-            for chunk in _until_first_call(chunks, session.cancel) if work.single_call else chunks:
-                yield None if chunk is None else Piece(index, chunk)
+            with closing(steps):
+                for chunk in _until_first_call(steps, session.cancel) if work.single_call else steps:
+                    yield None if chunk is None else Piece(index, chunk)
 
 
 def _seed_of(seed: int, index: int) -> int:
@@ -125,7 +119,7 @@ def _refusal(error: EdgeKitError, work: Work, prompt: Prompt) -> ApiError:
     refusal = from_edgekit(error)
     model, options = work.model.model, GenerateOptions(raw=work.options.get("raw", False))
     with suppress(EdgeKitError):
-        if len(model.encode(prompt, options)) >= model.context:
+        if len(model.encode(prompt, options).tokens) >= model.context:
             refusal.code, refusal.param = "context_length_exceeded", work.param
     return refusal
 

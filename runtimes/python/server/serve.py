@@ -37,11 +37,14 @@ def serve(
     host: str,
     port: int,
     threads: int | None,
+    session_cache_bytes: int | None,
     on_ready: Callable[[str, Sequence[str], bool], None],
 ) -> None:
     """Serve bundles until SIGINT, which raises KeyboardInterrupt, or SIGTERM, which returns.
 
     Args:
+        threads: For each operator; None leaves it to the runtime.
+        session_cache_bytes: For each model; see `edgekit.load`.
         on_ready: Told the base URL, the models' names, and whether only this machine reaches it, once the socket listens.
 
     Raises:
@@ -50,7 +53,7 @@ def serve(
     """
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
-        models = load_models(bundles, threads=threads, stack=stack)
+        models = load_models(bundles, stack, threads=threads, session_cache_bytes=session_cache_bytes)
         service = Service(models, settings)
         stack.callback(service.close)
         stack.enter_context(_quiet_end())
@@ -58,7 +61,9 @@ def serve(
         Server(service, settings).run(sockets=[listener])
 
 
-def load_models(bundles: Sequence[Path], *, threads: int | None, stack: ExitStack) -> dict[str, ServedModel]:
+def load_models(
+    bundles: Sequence[Path], stack: ExitStack, *, threads: int | None, session_cache_bytes: int | None
+) -> dict[str, ServedModel]:
     """Load bundles under the names of their directories, without `.edgekit`; `stack` closes them.
 
     Raises:
@@ -69,7 +74,7 @@ def load_models(bundles: Sequence[Path], *, threads: int | None, stack: ExitStac
         name = bundle.resolve().name.removesuffix(".edgekit")
         if name in models:
             raise BundleError(f"two bundles are called {name}", hint="rename one: clients choose a model by this name")
-        model = stack.enter_context(load(bundle, threads=threads))
+        model = stack.enter_context(load(bundle, threads=threads, session_cache_bytes=session_cache_bytes))
         models[name] = ServedModel(name, model, int((bundle / MANIFEST).stat().st_mtime))
     return models
 

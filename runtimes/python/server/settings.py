@@ -24,7 +24,6 @@ class Settings:
         hosts: Names that the Host header may have, besides addresses and localhost.
         origins: Web pages that may call the server from a browser, such as "http://localhost:3000".
         temperature: Of requests that name none.
-        cache_bytes: Of sessions kept after their request, for the next one with the same beginning.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -39,7 +38,6 @@ class Settings:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     temperature: float = 0.0
-    cache_bytes: int = 256_000_000
 
     @property
     def places(self) -> int:
