@@ -9,6 +9,8 @@ import pytest
 
 from edgekit.runtimes.engine import LoadedModel
 
+from .conftest import Start
+
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello, how are you?"}]
 
 
@@ -128,3 +130,23 @@ def test_prompt_over_the_context_is_refused(client: openai.OpenAI) -> None:
             )
         assert caught.value.param == "messages"
         assert caught.value.code == "context_length_exceeded"
+
+
+def test_beginning_of_a_conversation_is_not_computed_again(start: Start) -> None:
+    first: Any = [{"role": "user", "content": "A long beginning that is worth to be kept. " * 3}]
+    with start() as running, running.client() as client:
+        reply = client.chat.completions.create(model="tiny", messages=first, max_tokens=8)
+        said = {"role": "assistant", "content": reply.choices[0].message.content}
+        more: Any = [*first, said, {"role": "user", "content": "Go on."}]
+        again = client.chat.completions.create(model="tiny", messages=more, max_tokens=8)
+    assert reply.usage is not None
+    assert again.usage is not None
+    assert again.usage.prompt_tokens_details is not None
+    assert (again.usage.prompt_tokens_details.cached_tokens or 0) >= reply.usage.prompt_tokens - 1
+
+
+def test_choices_are_those_of_generate_many(client: openai.OpenAI, model: LoadedModel) -> None:
+    options: Any = {"temperature": 1.3, "seed": 11, "max_tokens": 12}
+    expected = model.generate_many(MESSAGES, 3, **options)
+    reply = client.chat.completions.create(model="tiny", messages=MESSAGES, n=3, **options)
+    assert [choice.message.content for choice in reply.choices] == [one.text for one in expected]
