@@ -12,7 +12,7 @@ import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +22,15 @@ from edgekit.structure import Choice, JsonSchema, Lark, Regex, Structure
 
 if TYPE_CHECKING:  # llguidance is loaded when a structure is first used
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 __all__ = ["JSON_STYLE", "Constraint", "Grammar", "TokenizerInfo", "make_grammar"]
 
 # As json.dumps writes. Free whitespace would let a model fill its whole reply with it.
-JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_STYLE: Final[JsonCompileOptions] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 _MAX_MESSAGE = 300
-_LITERAL_PIECES = ("▁", " ")
+_SAMPLE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +82,18 @@ class TokenizerInfo:
 
         Some normalizers put a space before an added token. Such tokens can't be part of a structure.
         """
-        tail = list(self.visible_tail)
-        start = len(self.tokenizer.decode(tail))
         return tuple(
-            token
-            for token in self._added()
-            if token < self.vocab_size
-            and not self.matching.is_special_token(token)
-            and self.tokenizer.decode([*tail, token])[start:].encode() != self.matching.decode_bytes([token])
+            token for token in self._added() if token < self.vocab_size and not self._is_read(token, self.matching)
         )
+
+    @cached_property
+    def first_bytes(self) -> NDArray[np.uint8]:
+        """The first byte of every token's text, uint8 [vocab]; 0 where there is none."""
+        known = min(self.vocab_size, self.tokenizer.get_vocab_size(with_added_tokens=True))
+        texts = (self.matching.decode_bytes([token]) for token in range(known))
+        firsts = np.zeros(self.vocab_size, dtype=np.uint8)
+        firsts[:known] = [text[0] if text else 0 for text in texts]
+        return firsts
 
     def mark(self, text: str) -> str:
         """Return how a grammar in Lark's notation writes a mark: as one token if the tokenizer has it, else as text."""
@@ -117,18 +121,23 @@ class TokenizerInfo:
                 "this model has no end token, so that a reply with a structure could not end",
                 hint="generate without a structure and tools, or convert a checkpoint that names its end token",
             )
-        source = self.tokenizer.to_str()
-        size = max(self.vocab_size, known)
         try:
-            return LLTokenizer(source, n_vocab=size, eos_token=ends)
-        except ValueError:
-            try:
-                return LLTokenizer(_with_plain_decoder(source), n_vocab=size, eos_token=ends)
-            except ValueError as error:
-                raise GenerationError(
-                    f"structures can't be used with this model's tokenizer: {_one_line(error)}",
-                    hint="generate without a structure and tools",
-                ) from error
+            matching = LLTokenizer(_readable(self.tokenizer), n_vocab=max(self.vocab_size, known), eos_token=ends)
+        except ValueError as error:
+            raise _unreadable(_one_line(error)) from error
+        sample = range(0, known, max(known // _SAMPLE, 1))
+        wrong = next((token for token in sample if not self._is_read(token, matching)), None)
+        if wrong is not None and wrong not in self._added():
+            raise _unreadable(f"the text of token {wrong} is read as {matching.decode_str([wrong])!r}")
+        return matching
+
+    def _is_read(self, token: int, matching: LLTokenizer) -> bool:
+        """Whether llguidance takes a token for the text that detokenizing makes of it. Parts of characters pass."""
+        if matching.is_special_token(token):
+            return True
+        tail = list(self.visible_tail)
+        text = self.tokenizer.decode([*tail, token])[len(self.tokenizer.decode(tail)) :]
+        return "\N{REPLACEMENT CHARACTER}" in text or bool(text.encode() == matching.decode_bytes([token]))
 
 
 class Constraint:
@@ -147,6 +156,7 @@ class Constraint:
 
         self._grammar = structure if isinstance(structure, Grammar) else make_grammar(structure)
         matching = tokenizer.matching
+        self._tokenizer = tokenizer
         self._vocab_size = tokenizer.vocab_size
         self._ends = frozenset(matching.eos_tokens)
         # an end token that is not marked as special has a text, which must not pass for a part of the structure
@@ -161,7 +171,8 @@ class Constraint:
         self._words: NDArray[np.int32] = np.zeros((matching.vocab_size + 31) // 32, dtype=np.int32)
         self._masked = np.empty(self._vocab_size, dtype=np.float32)
         self._ended = False
-        self._allowed()  # a structure without instances is refused before the model computes
+        allowed = self._allowed()  # a structure without instances is refused before the model computes
+        self._ended = self.may_end and self._ends.issuperset(np.flatnonzero(allowed).tolist())
 
     @property
     def is_complete(self) -> bool:
@@ -228,8 +239,9 @@ class Constraint:
         allowed: NDArray[np.bool_] = bits.view(np.bool_)
         allowed[self._misread] = False
         stopped = matcher.is_stopped()
-        if np.count_nonzero(allowed) <= 1 and not stopped:
-            self._correct_forced(allowed)
+        forced = b"" if stopped else matcher.compute_ff_bytes()
+        if forced:
+            self._correct_forced(allowed, forced)
         if self._text_ends and not (stopped or matcher.is_accepting()):
             allowed[self._text_ends] = False
         # when nothing can follow, llguidance offers the end, also of a text that is not an instance
@@ -237,12 +249,14 @@ class Constraint:
             raise self._dead_end()
         return allowed
 
-    def _correct_forced(self, allowed: NDArray[np.bool_]) -> None:
-        """Where one text must follow, llguidance asks the tokenizer for its first token, which may have another text.
+    def _correct_forced(self, allowed: NDArray[np.bool_], forced: bytes) -> None:
+        """Check the tokens of a text that must follow.
 
-        SentencePiece's tokenizers take the character U+2581 for a space. Then all tokens are tried, one by one.
+        llguidance asks the tokenizer for them, and a tokenizer may leave out or change characters: those that no token
+        spells, U+2581 where it stands for a space, those that a normalizer composes. Then every token is tried.
         """
-        if not self.count_valid((int(allowed.argmax()),)):
+        allowed &= self._tokenizer.first_bytes == forced[0]
+        if np.count_nonzero(allowed) <= 1 and not self.count_valid((int(allowed.argmax()),)):
             for token in range(self._vocab_size):
                 allowed[token] = self.count_valid((token,)) == 1
 
@@ -320,20 +334,24 @@ def _choice_grammar(choice: Choice) -> str:
     return "start: CHOICE\nCHOICE: " + " | ".join(texts)
 
 
-def _with_plain_decoder(source: str) -> str:
-    """Return tokenizer.json with the decoder of SentencePiece spelled out.
+def _readable(tokenizer: Any) -> str:
+    """Return tokenizer.json with a decoder that llguidance knows.
 
-    llguidance knows Replace, ByteFallback and Fuse, not Metaspace, which does the same inside a text.
+    It takes the pieces of Metaspace as they are. Replace, ByteFallback and Fuse do the same inside a text.
     """
+    source: str = tokenizer.to_str()
+    if tokenizer.decoder is None or b"Metaspace" not in tokenizer.decoder.__getstate__():
+        return source
     content = json.loads(source)
-    decoder = content.get("decoder") or {}
-    parts = decoder.get("decoders", [decoder])
-    if not any(part.get("type") == "Metaspace" for part in parts):
-        raise ValueError(f"its decoder is a {decoder.get('type')}")
-    space, blank = _LITERAL_PIECES
-    replace = {"type": "Replace", "pattern": {"String": space}, "content": blank}
+    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     content["decoder"] = {"type": "Sequence", "decoders": [replace, {"type": "ByteFallback"}, {"type": "Fuse"}]}
     return json.dumps(content)
+
+
+def _unreadable(why: str) -> GenerationError:
+    return GenerationError(
+        f"structures can't be used with this model's tokenizer: {why}", hint="generate without a structure and tools"
+    )
 
 
 def _one_line(message: object) -> str:
