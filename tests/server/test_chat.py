@@ -145,8 +145,12 @@ def test_beginning_of_a_conversation_is_not_computed_again(start: Start) -> None
     assert (again.usage.prompt_tokens_details.cached_tokens or 0) >= reply.usage.prompt_tokens - 1
 
 
-def test_choices_are_those_of_generate_many(client: openai.OpenAI, model: LoadedModel) -> None:
-    options: Any = {"temperature": 1.3, "seed": 11, "max_tokens": 12}
-    expected = model.generate_many(MESSAGES, 3, **options)
-    reply = client.chat.completions.create(model="tiny", messages=MESSAGES, n=3, **options)
-    assert [choice.message.content for choice in reply.choices] == [one.text for one in expected]
+def test_dropped_turns_are_told(client: openai.OpenAI) -> None:
+    turns: Any = [{"role": "user", "content": "x" * 1500}, {"role": "assistant", "content": "y" * 1500}]
+    asked: Any = {"model": "tiny", "messages": [*turns, *turns, *MESSAGES], "max_tokens": 4}
+    asked["extra_body"] = {"context_policy": "drop-oldest-turns"}
+    told = client.chat.completions.create(**asked).model_extra
+    assert told is not None
+    assert 0 in told["edgekit"]["dropped_messages"]
+    *_, last = client.chat.completions.create(**asked, stream=True)
+    assert last.model_extra == told

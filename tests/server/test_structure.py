@@ -95,7 +95,7 @@ def test_chosen_tools_are_called(client: openai.OpenAI, choice: Any, seed: int) 
 
 
 def test_streamed_calls_are_those_of_the_reply(client: openai.OpenAI) -> None:
-    asked: Any = ASKED | {"seed": 5, "tools": TOOLS, "tool_choice": "required", "max_tokens": 300}
+    asked: Any = ASKED | {"seed": 5, "tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
     whole = client.chat.completions.create(**asked).choices[0]
     with client.chat.completions.stream(**asked) as stream:
         final = stream.get_final_completion().choices[0]
