@@ -44,7 +44,8 @@ class Running:
 
     def client(self, **options: Any) -> openai.OpenAI:
         """A client that does not try again."""
-        return openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0} | options)
+        defaults: dict[str, Any] = {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0}
+        return openai.OpenAI(**defaults | options)
 
     def health(self) -> dict[str, Any]:
         """What /health says."""

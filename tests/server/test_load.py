@@ -17,6 +17,7 @@ from edgekit.runtimes.engine import LoadedModel
 from .conftest import NEVER_ENDS, Running, Start, eventually
 
 CHAT = "/v1/chat/completions"
+MANY_BYTES = {"stream": True, "n": 100, "logprobs": True, "top_logprobs": 20}  # soon more than sockets hold
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 ENDLESS: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "logit_bias": NEVER_ENDS}
 
@@ -75,7 +76,7 @@ def test_client_that_goes_away_leaves_the_queue(start: Start) -> None:
 
 
 def test_slow_readers_do_not_hold_others_up(start: Start) -> None:
-    slow = ENDLESS | {"stream": True, "n": 100}
+    slow = ENDLESS | MANY_BYTES
     with start(slots=2, buffer_bytes=10_000, grace_s=0) as running:
         with sent(running, slow) as connection:
             connection.recv(10)
@@ -89,7 +90,7 @@ def test_slow_readers_do_not_hold_others_up(start: Start) -> None:
 
 
 def test_reader_that_stalls_loses_its_slot(start: Start) -> None:
-    slow = ENDLESS | {"stream": True, "n": 100}
+    slow = ENDLESS | MANY_BYTES
     with start(slots=1, buffer_bytes=10_000, stall_s=0.5) as running, sent(running, slow) as connection:
         connection.recv(10)
         with running.client() as client:

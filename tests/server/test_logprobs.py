@@ -23,8 +23,8 @@ def test_chat_tells_those_of_the_model(client: openai.OpenAI, model: LoadedModel
         pytest.approx([logprob for _, logprob in entry.alternatives], abs=1e-4) for entry in expected
     ]
     known = model.tokenizer.get_vocab_size()  # random weights also pick rows of the logits that are no token
-    written = [entry.bytes or [] for entry, own in zip(found, expected, strict=True) if own.token < known]
-    assert bytes(sum(written, [])).decode(errors="replace") == reply.message.content
+    written = [bytes(entry.bytes or ()) for entry, own in zip(found, expected, strict=True) if own.token < known]
+    assert b"".join(written).decode(errors="replace") == reply.message.content
     streamed = client.chat.completions.create(**ASKED, logprobs=True, top_logprobs=3, stream=True)
     pieces = [chunk.choices[0].logprobs for chunk in streamed]
     assert [entry for piece in pieces if piece for entry in piece.content or ()] == found
@@ -36,7 +36,7 @@ def test_responses_tell_the_same(client: openai.OpenAI) -> None:
     asked: Any = {"model": "tiny", "input": "Hi", "max_output_tokens": 6, "top_logprobs": 2, "include": include}
     reply = client.responses.create(**asked)
     assert chat.logprobs is not None
-    found = reply.output[0].content[0].logprobs  # type: ignore[union-attr]
+    found = reply.output[0].content[0].logprobs
     assert [entry.logprob for entry in found or ()] == [entry.logprob for entry in chat.logprobs.content or ()]
     deltas = [event for event in client.responses.create(**asked, stream=True) if "text.delta" in event.type]
     assert sum(len(delta.logprobs) for delta in deltas) == 6

@@ -42,7 +42,8 @@ class Thing(pydantic.BaseModel):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("stream", [False, True])
 def test_reply_is_an_instance_of_the_schema(client: openai.OpenAI, seed: int, stream: bool) -> None:
-    reply = client.chat.completions.create(**ASKED, seed=seed, response_format=JSON_SCHEMA, stream=stream)
+    asked: Any = ASKED | {"seed": seed, "response_format": JSON_SCHEMA, "stream": stream}
+    reply: Any = client.chat.completions.create(**asked)
     if stream:
         text = "".join(chunk.choices[0].delta.content or "" for chunk in reply)
     else:
@@ -88,7 +89,8 @@ def test_chosen_tools_are_called(client: openai.OpenAI, choice: Any, seed: int) 
     reply = client.chat.completions.create(**asked).choices[0]
     assert reply.finish_reason == "tool_calls"
     assert reply.message.content is None
-    (call,) = reply.message.tool_calls or ()
+    (call,) = reply.message.tool_calls or [None]
+    assert call is not None
     assert call.type == "function"
     assert choice == "required" or call.function.name == "light"
     jsonschema.validate(json.loads(call.function.arguments), PARAMETERS[call.function.name])
@@ -121,7 +123,8 @@ def test_hidden_tools_are_not_in_the_prompt(client: openai.OpenAI) -> None:
 def test_results_of_calls_go_back(client: openai.OpenAI) -> None:
     asked: Any = ASKED | {"seed": 1, "tools": TOOLS, "parallel_tool_calls": False}
     called = client.chat.completions.create(**asked | {"tool_choice": "required"}).choices[0].message
-    (call,) = called.tool_calls or ()
+    (call,) = called.tool_calls or [None]
+    assert call is not None
     result = {"role": "tool", "tool_call_id": call.id, "content": "done"}
     messages: Any = [*ASKED["messages"], called.model_dump(exclude_none=True), result]
     assert client.chat.completions.create(**asked | {"messages": messages, "max_tokens": 4}).choices
