@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -13,8 +13,10 @@ from edgekit.registry import SERVER, SERVER_SETTINGS, load_attribute
 
 __all__ = ["command"]
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 
-def _shown(*names: str, **settings: Any) -> Any:
+
+def _shown(*names: str, **settings: Any) -> Callable[[_F], _F]:
     """An option whose help shows its default."""
     return click.option(*names, show_default=True, **settings)
 
