@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,8 @@ from jinja2.visitor import NodeTransformer
 
 from edgekit.errors import GenerationError
 
+from .chat_messages import add_system_tools, copy_mapping, copy_messages, fit_calls
+
 __all__ = ["ChatTemplate"]
 
 MAX_CHARS = 16_000_000
@@ -38,7 +41,6 @@ MAX_SECONDS = 10.0
 
 _MAX_BITS = 10_000
 _MAX_MESSAGE = 300
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _PRINTABLE = (str, int, float, list, tuple, dict, jinja2.Undefined, type(None))
 _PADDING_FILTERS = {"batch", "center", "indent", "slice", "tojson", "truncate", "wordwrap"}
 _PADDING_METHODS = {"center", "expandtabs", "ljust", "rjust", "zfill"}
@@ -71,6 +73,8 @@ class ChatTemplate:
         tokens = {**(special_tokens or {}), "bos_token": bos_token, "eos_token": eos_token}
         self._tokens = {name: token for name, token in tokens.items() if token is not None}
         self._sandbox = _Sandbox()
+        self._source = source
+        self._shows_tools = False
         self._lock = threading.Lock()
         try:
             self._template = self._sandbox.compile_template(source)
@@ -95,7 +99,7 @@ class ChatTemplate:
             messages: Mappings with a text under "role", and under "content" a text, a list of parts or None. Only a
                 message with "tool_calls" may lack the content.
             add_generation_prompt: End with the opening of a reply.
-            tools: JSON schemas of the functions that the model may call.
+            tools: JSON schemas of the functions that the model may call. A template that does not show them is an error.
             now: What a template that asks for the date is told; None is the system's.
             variables: More that the template sees, such as enable_thinking.
 
@@ -103,19 +107,50 @@ class ChatTemplate:
             GenerationError: A message is malformed, the template refuses the conversation (the message is its own),
                 or the template fails, is unsafe or exceeds a limit.
         """
-        values = {
+        values: dict[str, Any] = {
             "documents": None,
             **self._tokens,
-            **_copy_mapping(variables, "the template variables"),
-            "messages": [_copy_message(message, place) for place, message in enumerate(_as_list(messages))],
-            "tools": None if tools is None else [_copy_mapping(tool, "the tools") for tool in tools],
+            **copy_mapping(variables, "the template variables"),
+            "messages": fit_calls(copy_messages(messages), self._source),
+            "tools": None if tools is None else [copy_mapping(tool, "the tools") for tool in tools],
             "add_generation_prompt": add_generation_prompt,
         }
         if now is not None:
             values["strftime_now"] = now.strftime
+        text = self._render(values)
+        self._check_calls(values, text)
+        return self._with_tools(values, text) if tools else text
+
+    def _check_calls(self, values: dict[str, Any], text: str) -> None:
+        """Make sure that tool calls in the messages have reached the prompt."""
+        messages = values["messages"]
+        if "tool_calls" in self._source or not any(message.get("tool_calls") for message in messages):
+            return
+        without = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
+        if "<|tool|>" not in self._source and text == self._render({**values, "messages": without}):
+            raise GenerationError(
+                "this model's template has no place for tool calls",
+                hint="use a model that was trained on tools, or write the calls into the content",
+            )
+
+    def _with_tools(self, values: dict[str, Any], text: str) -> str:
+        """Make sure that the tools have reached the prompt."""
+        if self._shows_tools or text != self._render({**values, "tools": None}):
+            self._shows_tools = True
+            return text
+        if re.search(r"""(\[['"]|\.)tools\b""", self._source):  # Phi-4-mini reads them from the system message
+            moved = self._render({**values, "messages": add_system_tools(values["messages"], values["tools"])})
+            if moved != text:
+                return moved
+        raise GenerationError(
+            "this model's template takes no tools",
+            hint="use a model that was trained on tools, or describe them in the prompt and set a structure",
+        )
+
+    def _render(self, values: dict[str, object]) -> str:
         try:
             with self._lock:
-                return self._render(values)
+                return self._generate(values)
         except _RefusedError as error:
             hint = "change the roles or the order of the messages to what this model was trained on"
             raise GenerationError(
@@ -129,7 +164,7 @@ class ChatTemplate:
         except Exception as error:
             raise _failure("failed", error) from error
 
-    def _render(self, values: dict[str, object]) -> str:
+    def _generate(self, values: dict[str, object]) -> str:
         self._sandbox.start()
         pieces: list[str] = []
         size = 0
@@ -331,54 +366,6 @@ def _raise_exception(message: object) -> NoReturn:
 
 def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
-
-
-def _as_list(messages: object) -> list[object]:
-    if not isinstance(messages, (list, tuple)):
-        raise GenerationError(
-            f"the messages are a {type(messages).__name__}, expected a list",
-            hint='a conversation is a list such as [{"role": "user", "content": "Hello"}]',
-        )
-    return list(messages)
-
-
-def _copy_message(message: object, place: int) -> dict[str, object]:
-    where = f"message {place + 1}"
-    hint = 'a message has a role and a content, such as {"role": "user", "content": "Hello"}'
-    if not isinstance(message, Mapping):
-        raise GenerationError(f"{where} is a {type(message).__name__}, expected a mapping", hint=hint)
-    if not isinstance(message.get("role"), str):
-        raise GenerationError(f"{where} has no role that is a text", hint=hint)
-    if "content" not in message and "tool_calls" not in message:
-        raise GenerationError(f"{where} has no content", hint=hint)
-    if not isinstance(message.get("content"), (str, list, tuple, type(None))):
-        kind = type(message["content"]).__name__
-        raise GenerationError(f"the content of {where} is a {kind}, expected a text or a list of parts", hint=hint)
-    copy = _copy_mapping(message, where)
-    reasoning = next((copy[key] for key in _REASONING_KEYS if copy.get(key) is not None), None)
-    # templates read it under different names; the order is seen by those that dump a message as JSON
-    return copy if reasoning is None else {"thinking": reasoning, **copy, "reasoning_content": reasoning}
-
-
-def _copy_mapping(value: Mapping[str, object], where: str) -> dict[str, object]:
-    if not isinstance(value, Mapping):
-        raise GenerationError(f"{where} hold a {type(value).__name__}, expected mappings")
-    return {str(key): _copy(item, where) for key, item in value.items()}
-
-
-def _copy(value: object, where: str) -> object:
-    """Return a value of plain JSON types, so that a template reaches no method of the caller's objects."""
-    if value is None or isinstance(value, bool):
-        return value
-    for plain in (str, int, float):
-        if isinstance(value, plain):
-            return value if type(value) is plain else plain(value)
-    if isinstance(value, Mapping):
-        return {_copy(key, where): _copy(item, where) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_copy(item, where) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    raise GenerationError(f"{where} holds a {type(value).__name__}, expected texts, numbers, lists and mappings")
 
 
 def _failure(what: str, error: Exception) -> GenerationError:
