@@ -254,12 +254,18 @@ def _program_from(fields: _Fields) -> Program:
         vocab_size=fields.size("vocab_size"),
         rope_switch=fields.size("rope_switch"),
         weights=tuple(_report_from(item) for item in fields.objects("weights")),
+        window=fields.size("window") if "window" in fields.values else 0,
+        positions=fields.size("positions") if "positions" in fields.values else 0,
     )
     context = fields.size("context")
     if not graph.files or not context or graph.cache.dtype not in {"float32", "float16"}:
         raise BundleError(f"{fields.path} lacks files, a context or a known cache type", hint=_DAMAGED)
     if not {"tokens", "length", "logits_start"} <= set(graph.inputs) or "logits" not in graph.outputs:
         raise BundleError(f"{fields.path} does not name its inputs and outputs", hint=_DAMAGED)
+    if ("first_position" in graph.inputs) != bool(graph.positions) or (
+        graph.positions and not 0 < graph.window < context
+    ):
+        raise BundleError(f"{fields.path} slides over a window that it does not have", hint=_DAMAGED)
     quality = fields.nested("quality")
     for key in ("kl_mean", "kl_bound"):
         if not isinstance(quality.values.get(key, 0.0), float | int):

@@ -26,6 +26,11 @@ class CacheLayout:
     present_value: str = "present_value.{}"
 
     @property
+    def token_bytes(self) -> int:
+        """Size of one token's keys and values in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * {"float32": 4, "float16": 2}[self.dtype]
+
+    @property
     def past(self) -> tuple[str, str]:
         """The names read, key first."""
         return self.past_key, self.past_value
@@ -56,11 +61,15 @@ class Graph:
     Attributes:
         format: A format's name, as in `--format`.
         files: Its files relative to the bundle, the program first.
-        inputs, outputs: Names by meaning: `tokens`, `length`, `logits_start`, optionally `rope_length`; `logits`.
+        inputs, outputs: Names by meaning: `tokens`, `length`, `logits_start`, optionally `rope_length` and
+            `first_position` (of the oldest token in the cache); `logits`.
         cache: The key-value cache.
         vocab_size: Columns of the logits.
         rope_switch: Sequence length above which the long rotary factors apply; 0 where there are none.
         weights: How each weight was stored.
+        window: Tokens that every layer sees, the newest among them; 0 where a layer sees all.
+        positions: Tokens that a sequence may reach when those outside of the window leave the cache; 0 where the program
+            can't do that. Such a program has the input `first_position`.
     """
 
     format: str
@@ -71,3 +80,5 @@ class Graph:
     vocab_size: int
     rope_switch: int
     weights: tuple[TensorReport, ...]
+    window: int = 0
+    positions: int = 0

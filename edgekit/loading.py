@@ -15,7 +15,12 @@ __all__ = ["load"]
 
 
 def load(
-    path: str | Path, *, format: str | None = None, threads: int | None = None, check_hashes: bool = True
+    path: str | Path,
+    *,
+    format: str | None = None,
+    threads: int | None = None,
+    check_hashes: bool = True,
+    session_cache_bytes: int | None = None,
 ) -> LoadedModel:
     """Open a bundle and load one of its programs.
 
@@ -24,10 +29,17 @@ def load(
         format: Of the program; None takes the first.
         threads: For each operator; None leaves it to the runtime.
         check_hashes: False skips the SHA-256 of the files (sizes are still compared), for the quickest start.
+        session_cache_bytes: Memory for key-value caches. The caches of closed sessions are kept while all caches together,
+            those of open sessions among them, take no more; a prompt that begins like an earlier one is computed only from
+            where they part (`Stats.cached_tokens`). None is what one sequence of the whole context takes, as the plan has
+            it; 0 keeps and shares nothing, so that no reply depends on what was asked before it by even a rounding error.
 
     Raises:
         BundleError: The bundle is missing, changed or too new, or the runtime does not load it.
+        GenerationError: `session_cache_bytes` is negative.
     """
     bundle = open_bundle(path, check_hashes=check_hashes)
-    model: LoadedModel = load_attribute(LOADER)(bundle, bundle.program(format), threads=threads)
+    model: LoadedModel = load_attribute(LOADER)(
+        bundle, bundle.program(format), threads=threads, session_cache_bytes=session_cache_bytes
+    )
     return model

@@ -7,7 +7,17 @@ from typing import Any
 
 from edgekit.errors import MissingExtraError
 
-__all__ = ["ARCHITECTURES", "BACKENDS", "CONVERTERS", "EXECUTORS", "LOADER", "SOURCE_READERS", "load_attribute"]
+__all__ = [
+    "ARCHITECTURES",
+    "BACKENDS",
+    "CONVERTERS",
+    "EXECUTORS",
+    "LOADER",
+    "SERVER",
+    "SERVER_SETTINGS",
+    "SOURCE_READERS",
+    "load_attribute",
+]
 
 SOURCE_READERS = {
     "safetensors": "edgekit.converters.from_safetensors:open_directory",
@@ -28,12 +38,19 @@ CONVERTERS = {"onnx": "edgekit.converters.to_onnx:export"}
 BACKENDS = {"onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend"}
 EXECUTORS = {"onnx": "onnxruntime"}  # what runs a format's program on this machine
 LOADER = "edgekit.runtimes.engine:load_model"
+SERVER = "edgekit.runtimes.server.serve:serve"
+SERVER_SETTINGS = "edgekit.runtimes.server.settings:Settings"
 
 # Modules of optional dependencies: the package that brings each, and the extra that asks for it.
 _OPTIONAL = {
     "onnx": ("onnx", "convert"),
     "gguf": ("gguf", "convert"),
     "huggingface_hub": ("huggingface_hub", "convert"),
+    "starlette": ("starlette", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "pydantic": ("pydantic", "serve"),
+    "pydantic_core": ("pydantic", "serve"),
+    "prometheus_client": ("prometheus-client", "serve"),
 }
 
 

@@ -13,7 +13,7 @@ import click
 
 from edgekit.progress import Progress, ProgressFn
 
-__all__ = ["generation_options", "json_option", "print_json", "progress_bars", "size_text", "threads_option"]
+__all__ = ["finite", "generation_options", "json_option", "print_json", "progress_bars", "size_text", "threads_option"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -23,7 +23,7 @@ threads_option = click.option(
 )
 
 
-def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+def finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
     """A range lets nan and inf pass."""
     if not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.")
@@ -42,7 +42,7 @@ _GENERATION = (
         "--temperature",
         type=click.FloatRange(0),
         default=0.0,
-        callback=_finite,
+        callback=finite,
         help="0 (default) takes the best token.",
     ),
     click.option("--top-k", type=click.IntRange(0), default=0, help="Sample from the k best tokens; 0: all."),
@@ -50,18 +50,18 @@ _GENERATION = (
         "--top-p",
         type=click.FloatRange(0, 1, min_open=True),
         default=1.0,
-        callback=_finite,
+        callback=finite,
         help="Sample from this mass.",
     ),
     click.option(
         "--min-p",
         type=click.FloatRange(0, 1),
         default=0.0,
-        callback=_finite,
+        callback=finite,
         help="Drop tokens below this part of the best.",
     ),
     click.option(
-        "--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0, callback=_finite, help="1 is off."
+        "--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0, callback=finite, help="1 is off."
     ),
     click.option("--seed", type=click.IntRange(0), help="Make sampling repeatable."),
     click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,11 @@ class Decoder(Protocol):
         """Tokens in the cache."""
         ...
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that the cache takes, in bytes; more than its tokens need, since it grows in steps."""
+        ...
+
     def forward(self, tokens: NDArray[np.int64], *, rows: int, rope_length: int) -> NDArray[np.float32]:
         """Append tokens; logits [rows, vocabulary] of the last `rows` of them, valid until the next call.
 
@@ -30,7 +36,22 @@ class Decoder(Protocol):
         ...
 
     def rewind(self, length: int) -> None:
-        """Forget all tokens from `length` on."""
+        """Drop all tokens of the cache from `length` on; after `rewind(0)` the next token has position 0."""
+        ...
+
+    def forget(self, count: int) -> None:
+        """Drop the oldest tokens of the cache. Those left keep their positions, and new ones follow them.
+
+        Only for programs that slide: see `Graph.positions`.
+        """
+        ...
+
+    def read_cache(self) -> list[NDArray[np.generic]]:
+        """The cache, [kv_heads, length, head_dim]: key and value of each layer in turn; valid until the next call."""
+        ...
+
+    def write_cache(self, arrays: Sequence[NDArray[np.generic]], first_position: int = 0) -> None:
+        """Replace the cache by a copy of what `read_cache` returned, whose oldest token has this position."""
         ...
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,9 @@ class OnnxRuntimeDecoder:
         self._rope_length: NDArray[np.int64] | None = None
         if "rope_length" in graph.inputs:
             self._rope_length = self._bind_input(graph.inputs["rope_length"], np.zeros((), np.int64))
+        self._first_position: NDArray[np.int64] | None = None
+        if "first_position" in graph.inputs:
+            self._first_position = self._bind_input(graph.inputs["first_position"], np.zeros((), np.int64))
         self._one_token = np.zeros((1, 1), np.int64)
         self._shapes: tuple[int, int] = (0, 0)
         self._one_row: NDArray[np.float32] = np.empty((1, 1, graph.vocab_size), np.float32)
@@ -119,6 +123,11 @@ class OnnxRuntimeDecoder:
     def length(self) -> int:
         """Tokens in the cache."""
         return self._length
+
+    @property
+    def cache_bytes(self) -> int:
+        """See `Decoder.cache_bytes`."""
+        return sum(buffer.nbytes for buffer in self._cache.values())
 
     def forward(self, tokens: NDArray[np.int64], *, rows: int, rope_length: int) -> NDArray[np.float32]:
         """See `Decoder.forward`.
@@ -134,7 +143,7 @@ class OnnxRuntimeDecoder:
         self._start[0] = new - rows
         if self._rope_length is not None:
             self._rope_length[...] = rope_length
-        if (new, rows) != self._shapes or new > 1:
+        if (new, rows) != self._shapes:
             self._bind_tokens(new, rows)
         if new == 1:
             self._one_token[0, 0] = tokens[0]
@@ -153,12 +162,51 @@ class OnnxRuntimeDecoder:
         if not 0 <= length <= self._length:
             raise ValueError(f"rewind to {length} of {self._length} tokens")
         self._length = length
+        if not length and self._first_position is not None:
+            self._first_position[...] = 0
+
+    def forget(self, count: int) -> None:
+        """See `Decoder.forget`: what is left moves to the front of the buffers."""
+        if self._first_position is None or not 0 <= count <= self._length:
+            raise ValueError(f"forget {count} of {self._length} tokens")
+        kept = self._length - count
+        for buffer in self._cache.values():
+            buffer[:, :, :kept] = buffer[:, :, count : self._length]  # numpy copies overlapping parts aside
+        self._length = kept
+        self._first_position[...] += count
+
+    def read_cache(self) -> list[NDArray[np.generic]]:
+        """See `Decoder.read_cache`: views of the buffers."""
+        layout = self._graph.cache
+        if not self._length:
+            return [np.zeros((layout.kv_heads, 0, layout.head_dim), layout.dtype)] * (2 * layout.layers)
+        return [self._cache[name][0, :, : self._length] for name in self._past_names()]
+
+    def write_cache(self, arrays: Sequence[NDArray[np.generic]], first_position: int = 0) -> None:
+        """See `Decoder.write_cache`."""
+        if first_position and self._first_position is None:
+            raise ValueError(f"a cache that starts at position {first_position}")
+        if self._session is None:
+            raise GenerationError("the session is closed", hint="open another one")
+        self._length = 0
+        length = arrays[0].shape[1]
+        self._reserve(length)
+        if length:
+            for name, array in zip(self._past_names(), arrays, strict=True):
+                self._cache[name][0, :, :length] = array
+        self._length = length
+        if self._first_position is not None:
+            self._first_position[...] = first_position
 
     def close(self) -> None:
         """Free the cache and let go of the weights."""
         self._session = self._binding = None
         self._cache.clear()
         self._length = self._capacity = 0
+
+    def _past_names(self) -> list[str]:
+        layout = self._graph.cache
+        return [past.replace("{}", str(index)) for index in range(layout.layers) for past in layout.past]
 
     def _bind_tokens(self, new: int, rows: int) -> None:
         self._tokens = self._one_token if new == 1 else np.empty((1, new), np.int64)

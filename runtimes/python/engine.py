@@ -1,14 +1,14 @@
-"""Model and Session over any backend: prompts in, chunks of text out."""
+"""A loaded model: prompts in, sessions and replies out, over any backend."""
 
 from __future__ import annotations
 
-import threading
+import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,35 +20,49 @@ from tokenizers import Tokenizer
 from edgekit.bundle import Bundle, Program
 from edgekit.errors import BundleError, GenerationError
 from edgekit.registry import BACKENDS, load_attribute
-from edgekit.session import Chunk, FinishReason, GenerateOptions, Message, Prompt, Reply, Stats
+from edgekit.session import Chunk, GenerateOptions, Message, Prompt, Reply
 
+from .asynchronous import iterate_in_thread
 from .backend import Backend
 from .chat_template import ChatTemplate
-from .process_memory import peak_rss_bytes
-from .sampling import Sampler
-from .text import TextStream
+from .context_policy import FittedPrompt, check_policy, check_room, drop_oldest_turns, last_position
+from .model_session import ModelSession, make_options, put_together
+from .sequence import PREFILL_CHUNK, TokenSequence
+from .session_file import bundle_identity, read_session
+from .session_store import SessionStore
+from .speculation import ForwardCosts
 
-__all__ = ["LoadedModel", "ModelSession", "load_model"]
-
-PREFILL_CHUNK = 128  # tokens computed at a time: fastest here, and bounds activations and how long a cancel waits
+__all__ = ["LoadedModel", "load_model"]
 
 
-def load_model(bundle: Bundle, program: Program, *, threads: int | None = None, mapped: bool = False) -> LoadedModel:
+def load_model(
+    bundle: Bundle,
+    program: Program,
+    *,
+    threads: int | None = None,
+    mapped: bool = False,
+    session_cache_bytes: int | None = 0,
+) -> LoadedModel:
     """Load a bundle's program.
 
     Args:
         threads: For each operator; None leaves it to the backend.
         mapped: Compute from mapped weights: slower, with little memory.
+        session_cache_bytes: See `edgekit.load`.
 
     Raises:
         BundleError: The runtime does not load it, or the tokenizer is malformed.
+        GenerationError: `session_cache_bytes` is negative.
     """
     started = time.perf_counter()
+    if session_cache_bytes is not None and session_cache_bytes < 0:
+        raise GenerationError(f"session_cache_bytes is {session_cache_bytes}, expected 0 or more")
     if program.graph.format not in BACKENDS:
         raise BundleError(f"no runtime here runs {program.graph.format} programs", hint=f"known: {', '.join(BACKENDS)}")
     backend_class = load_attribute(BACKENDS[program.graph.format])
     backend = backend_class(bundle.directory, program.graph, context=program.context, threads=threads, mapped=mapped)
-    return LoadedModel(bundle, program, backend, _load_tokenizer(bundle.directory / "tokenizer.json"), started)
+    tokenizer = _load_tokenizer(bundle.directory / "tokenizer.json")
+    return LoadedModel(bundle, program, backend, tokenizer, started, session_cache_bytes)
 
 
 def _load_tokenizer(path: Path) -> Any:
@@ -64,21 +78,32 @@ def _load_tokenizer(path: Path) -> Any:
 class LoadedModel:
     """Weights, tokenizer and template of one program; see `edgekit.session.Model`."""
 
-    def __init__(self, bundle: Bundle, program: Program, backend: Backend, tokenizer: Any, started: float) -> None:
-        manifest = bundle.manifest
+    def __init__(
+        self,
+        bundle: Bundle,
+        program: Program,
+        backend: Backend,
+        tokenizer: Any,
+        started: float,
+        session_cache_bytes: int | None,
+    ) -> None:
+        manifest, graph = bundle.manifest, program.graph
         self.tokenizer = tokenizer
+        self.program = program
         self.context = program.context
         self.end_tokens = frozenset(manifest.eos_token_ids)
-        self.rope_switch = program.graph.rope_switch
         self.backend = backend
-        self.vocab_size = program.graph.vocab_size
-        self._manifest = manifest
+        self.vocab_size = graph.vocab_size
+        whole_context = graph.cache.token_bytes * program.context
+        self.store = SessionStore(whole_context if session_cache_bytes is None else session_cache_bytes)
+        self.forward_costs = ForwardCosts()
+        self._bundle = bundle
         self.load_s = time.perf_counter() - started
 
     @property
     def has_chat_template(self) -> bool:
         """False for a base model: it continues texts, and takes no messages."""
-        return self._manifest.chat_template is not None
+        return self._bundle.manifest.chat_template is not None
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -87,13 +112,32 @@ class LoadedModel:
         Raises:
             GenerationError: There is none, or it is broken.
         """
-        if self._manifest.chat_template is None:
+        manifest = self._bundle.manifest
+        if manifest.chat_template is None:
             raise GenerationError("this model has no chat template", hint="it is a base model: give a plain text")
-        return ChatTemplate(self._manifest.chat_template, special_tokens=self._manifest.special_tokens)
+        return ChatTemplate(manifest.chat_template, special_tokens=manifest.special_tokens)
+
+    @cached_property
+    def identity(self) -> str:
+        """What saved sessions are bound to."""
+        return bundle_identity(self._bundle, self.program)
 
     def session(self) -> ModelSession:
-        """Open a conversation with an empty cache."""
-        return ModelSession(self)
+        """Open a conversation with an empty cache. Its first prompt takes what it shares with other sessions."""
+        sequence = TokenSequence(self.backend, self.program)
+        self.store.add(sequence)
+        return ModelSession(self, sequence)
+
+    def restore(self, path: str | Path) -> ModelSession:
+        """Open a saved session.
+
+        Raises:
+            GenerationError: The file can't be read, is damaged, or of another bundle.
+        """
+        sequence = TokenSequence(self.backend, self.program)
+        read_session(Path(path), sequence, self.program, self.identity)
+        self.store.add(sequence)
+        return ModelSession(self, sequence)
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Chunk]:
         """Continue `prompt` in a session of its own; the options are those of GenerateOptions.
@@ -101,11 +145,56 @@ class LoadedModel:
         Raises:
             GenerationError: The prompt does not fit the context, or an option is out of its range.
         """
-        return self.session().stream(prompt, **options)
+        return (chunk for chunk in self.steps(prompt, **options) if chunk is not None)
+
+    def steps(self, prompt: Prompt, **options: Any) -> Generator[Chunk | None, None, None]:
+        """Like `stream`, one forward at a time; see `ModelSession.steps`."""
+        session = self.session()
+        return _close_after(session, session.steps(prompt, **options))
+
+    def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Chunk]:
+        """Like `stream`, for asyncio; see `ModelSession.astream`."""
+        return iterate_in_thread(lambda: self.steps(prompt, **options))
 
     def generate(self, prompt: Prompt, **options: Any) -> Reply:
         """Like `stream`, put together."""
-        return self.session().generate(prompt, **options)
+        return put_together(self.stream(prompt, **options))
+
+    def generate_many(self, prompt: Prompt, n: int, **options: Any) -> tuple[Reply, ...]:
+        """`n` replies to one prompt, which is computed once; with a seed, reply i draws from (seed, i).
+
+        Raises:
+            GenerationError: As `stream`, or n is less than 1.
+        """
+        if n < 1:
+            raise GenerationError(f"n is {n}, expected at least 1")
+        chosen = make_options(options)
+        with closing(self.session()) as session:
+            return session.generate_many(self.fit(prompt, chosen), [_with_seed_of(chosen, i) for i in range(n)])
+
+    def perplexity(self, text: str) -> float:
+        """How surprised the model is by a text: e to the mean negative log-probability of its tokens but the first.
+
+        Raises:
+            GenerationError: The text is shorter than two tokens, or does not fit the context.
+        """
+        scores = self.generate(text, raw=True, max_tokens=1, prompt_logprobs=0).prompt_logprobs
+        if not scores:
+            raise GenerationError("a text of one token has no perplexity", hint="give a longer one")
+        return math.exp(-sum(score.logprob for score in scores) / len(scores))
+
+    def fit(self, prompt: Prompt, options: GenerateOptions) -> FittedPrompt:
+        """Token ids of a prompt as the context policy lets it through.
+
+        Raises:
+            GenerationError: It does not fit, or as `encode`.
+        """
+        check_policy(options.context_policy, self.program)
+        if options.context_policy == "drop-oldest-turns" and not isinstance(prompt, str):
+            return drop_oldest_turns(prompt, lambda messages: self.encode(messages, options), options, self.context)
+        tokens = self.encode(prompt, options)
+        check_room(len(tokens), last_position(options.context_policy, self.program))
+        return FittedPrompt(tokens)
 
     def encode(self, prompt: Prompt, options: GenerateOptions) -> list[int]:
         """Token ids of a prompt: rendered by the chat template, or as it is where there is none or `raw` is set.
@@ -158,7 +247,8 @@ class LoadedModel:
         return np.concatenate([decoder.forward(part, rows=len(part), rope_length=len(ids)).copy() for part in chunks])
 
     def close(self) -> None:
-        """Free the weights."""
+        """Free the weights, once every session is closed too."""
+        self.store.close()
         self.backend.close()
 
     def __enter__(self) -> LoadedModel:
@@ -179,161 +269,18 @@ def _messages(prompt: Prompt, system: str | None) -> list[Message]:
     return [{"role": "system", "content": system}, *messages]
 
 
-@dataclass(slots=True)
-class _Clock:
-    """Times of one reply, in seconds of the same clock."""
+def _close_after(
+    session: ModelSession, steps: Generator[Chunk | None, None, None]
+) -> Generator[Chunk | None, None, None]:
+    try:
+        yield from steps
+    finally:
+        session.close()
 
-    started: float
-    prefilled: float = 0.0
-    first_token: float = 0.0
-    last_token: float = 0.0
 
-
-class ModelSession:
-    """One conversation. What a prompt shares with the tokens already in the cache is not computed again."""
-
-    def __init__(self, model: LoadedModel) -> None:
-        self._model = model
-        self._decoder = model.backend.decoder()
-        self._tokens: list[int] = []
-        self._long_rope = False
-        self._cancelled = threading.Event()
-
-    def generate(self, prompt: Prompt, **options: Any) -> Reply:
-        """Like `stream`, put together."""
-        text, tokens = list[str](), list[int]()
-        for chunk in self.stream(prompt, **options):
-            text.append(chunk.text)
-            tokens.extend(chunk.tokens)
-        if chunk.finish_reason is None or chunk.stats is None:
-            raise RuntimeError("the stream ended without a last chunk")
-        return Reply("".join(text), tuple(tokens), chunk.finish_reason, chunk.stats)
-
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Chunk]:
-        """Continue a prompt. Options and prompt are checked before the first chunk is asked for.
-
-        Raises:
-            GenerationError: The prompt is empty or does not fit the context, or an option is out of its range.
-        """
-        started = time.perf_counter()
-        if isinstance(options.get("stop"), str):
-            options["stop"] = (options["stop"],)
-        chosen = GenerateOptions(**options | {"stop": tuple(options.get("stop") or ())})
-        tokens, context = self._model.encode(prompt, chosen), self._model.context
-        if not tokens:
-            raise GenerationError("the prompt is empty", hint="give at least one character")
-        if len(tokens) >= context:
-            raise GenerationError(
-                f"the prompt is {len(tokens):,} tokens, the context of {context:,} has room for {context - 1:,}",
-                hint="shorten the prompt, or convert with a longer --context",
-            )
-        self._cancelled.clear()
-        return self._stream(tokens, chosen, _Clock(started))
-
-    def cancel(self) -> None:
-        """End the running stream after its current token; may be called from another thread."""
-        self._cancelled.set()
-
-    def close(self) -> None:
-        """Free the cache."""
-        self._tokens = []
-        self._decoder.close()
-
-    def _stream(self, prompt: list[int], options: GenerateOptions, clock: _Clock) -> Iterator[Chunk]:
-        model = self._model
-        cached = self._reuse(prompt)
-        sampler, text = Sampler(options), TextStream(model.tokenizer, options.stop, prompt)
-        sampler.observe(prompt)
-        logits = self._prefill(prompt)
-        clock.prefilled = time.perf_counter()
-        room = model.context - len(prompt)
-        limit = room if options.max_tokens is None else min(options.max_tokens, room)
-        pending: list[int] = []
-        count = 0
-        reason: FinishReason | None = None
-        while reason is None:
-            if logits is None or self._cancelled.is_set():
-                reason = "cancelled"
-                break
-            token = sampler.next(logits[0])
-            clock.last_token = time.perf_counter()
-            clock.first_token = clock.first_token or clock.last_token
-            if token in model.end_tokens:
-                reason = "stop"
-                break
-            count += 1
-            pending.append(token)
-            shown = text.push(token)
-            reason = "stop" if text.stopped else "length" if count == limit else None
-            if shown and reason is None:
-                yield Chunk(shown, tuple(pending))
-                pending = []
-            if reason is None:
-                logits = self._append(token)
-            elif shown:
-                yield Chunk(shown, tuple(pending))
-                pending = []
-        rest = text.finish()
-        reason = "stop" if text.stopped else reason  # the last held-back bytes may complete a stop text
-        yield self._last_chunk(rest, pending, reason, clock, (len(prompt), cached, count))
-
-    def _last_chunk(
-        self, text: str, tokens: list[int], reason: FinishReason, clock: _Clock, counts: tuple[int, int, int]
-    ) -> Chunk:
-        prompt_tokens, cached, new = counts
-        decode_s = clock.last_token - clock.first_token
-        return Chunk(
-            text,
-            tuple(tokens),
-            reason,
-            Stats(
-                prompt_tokens=prompt_tokens,
-                cached_tokens=cached,
-                new_tokens=new,
-                load_s=self._model.load_s,
-                ttft_s=max(clock.first_token - clock.started, 0.0),
-                prefill_tokens_per_s=(prompt_tokens - cached) / max(clock.prefilled - clock.started, 1e-9),
-                decode_tokens_per_s=(new - 1) / decode_s if new > 1 and decode_s > 0 else 0.0,
-                peak_rss_bytes=peak_rss_bytes(),
-            ),
-        )
-
-    def _reuse(self, prompt: list[int]) -> int:
-        """Keep what the cache shares with the prompt (but for its last token, whose logits are needed); its length."""
-        pairs = zip(self._tokens, prompt[:-1], strict=False)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        long_rope = self._is_long(len(prompt))
-        if long_rope != self._long_rope:  # rotated otherwise: nothing can be kept
-            shared = 0
-        shared = min(shared, self._decoder.length)  # an interrupt may have come between the two
-        self._long_rope = long_rope
-        self._rewind(shared)
-        return shared
-
-    def _is_long(self, length: int) -> bool:
-        return 0 < self._model.rope_switch < length
-
-    def _rewind(self, length: int) -> None:
-        self._decoder.rewind(length)
-        del self._tokens[length:]
-
-    def _prefill(self, tokens: list[int]) -> NDArray[np.float32] | None:
-        """Compute what the cache lacks of `tokens`; logits [1, vocabulary], or None where it was cancelled."""
-        logits = None
-        while len(self._tokens) < len(tokens):
-            if self._cancelled.is_set():
-                return None
-            part = tokens[len(self._tokens) : len(self._tokens) + PREFILL_CHUNK]
-            logits = self._decoder.forward(np.asarray(part, np.int64), rows=1, rope_length=len(tokens))
-            self._tokens.extend(part)
-        return logits
-
-    def _append(self, token: int) -> NDArray[np.float32] | None:
-        tokens = [*self._tokens, token] if self._is_long(len(self._tokens) + 1) != self._long_rope else None
-        if tokens:  # past the original context the long factors apply: as transformers, compute all again with them
-            self._long_rope = True
-            self._rewind(0)
-            return self._prefill(tokens)
-        logits = self._decoder.forward(np.array([token], np.int64), rows=1, rope_length=len(self._tokens) + 1)
-        self._tokens.append(token)
-        return logits
+def _with_seed_of(options: GenerateOptions, index: int) -> GenerateOptions:
+    """Options for one of several replies, each with random numbers of its own."""
+    if options.seed is None:
+        return options
+    (state,) = np.random.SeedSequence((options.seed, index)).generate_state(1, np.uint64)
+    return replace(options, seed=int(state))

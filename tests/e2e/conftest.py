@@ -32,8 +32,8 @@ def converted(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Conv
 
 @pytest.fixture
 def llama(converted: Converted) -> Any:
-    """A loaded tiny llama in full precision, context 256."""
-    with edgekit.load(converted("llama"), threads=2) as model:
+    """A loaded tiny llama in full precision, context 256; it shares nothing between sessions."""
+    with edgekit.load(converted("llama"), threads=2, session_cache_bytes=0) as model:
         assert isinstance(model, LoadedModel)
         yield model
 

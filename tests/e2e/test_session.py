@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import edgekit
-from edgekit.runtimes import engine
+from edgekit.runtimes import sequence
 from edgekit.runtimes.backend_onnxruntime import OnnxRuntimeDecoder
 
 CONTEXT = 32
@@ -44,7 +44,7 @@ def test_no_token_is_computed_twice(llama: Any, computed: list[int]) -> None:
 def test_long_prompt_is_computed_in_chunks(llama: Any, computed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = llama.generate("hello there", raw=True, max_tokens=3).tokens
     computed.clear()
-    monkeypatch.setattr(engine, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(sequence, "PREFILL_CHUNK", 4)
     assert llama.generate("hello there", raw=True, max_tokens=3).tokens == whole
     assert computed == [4, 4, 3, 1, 1]
 
@@ -142,7 +142,7 @@ def test_cancel_from_another_thread_ends_the_stream(llama: Any) -> None:
 
 
 def test_cancel_during_the_prompt_ends_it_between_chunks(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(sequence, "PREFILL_CHUNK", 4)
     session, forward = llama.session(), OnnxRuntimeDecoder.forward
 
     def cancelling(self: OnnxRuntimeDecoder, tokens: Any, **options: Any) -> Any:
