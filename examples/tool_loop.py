@@ -6,6 +6,7 @@ python examples/tool_loop.py "Is it warmer in Paris or in Tokyo, in Fahrenheit?"
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import Any
 
 from openai import OpenAI
@@ -14,23 +15,16 @@ CELSIUS = {"Paris": 18, "Tokyo": 27, "Zürich": 15}
 MAX_STEPS = 6
 
 
-def weather(city: str) -> dict[str, Any]:
-    """Stands for a real service."""
-    return {"city": city, "celsius": CELSIUS[city]}
-
-
-def to_fahrenheit(celsius: int) -> dict[str, Any]:
-    """Models are bad at sums."""
-    return {"fahrenheit": celsius * 9 / 5 + 32}
-
-
 def tool(name: str, description: str, argument: str, schema: dict[str, Any]) -> dict[str, Any]:
     """A function of one argument, in OpenAI's form."""
     parameters = {"type": "object", "properties": {argument: schema}, "required": [argument]}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
-FUNCTIONS: dict[str, Any] = {"weather": weather, "to_fahrenheit": to_fahrenheit}
+FUNCTIONS: dict[str, Callable[..., Any]] = {  # the first stands for a real service
+    "weather": lambda city: {"city": city, "celsius": CELSIUS[city]},
+    "to_fahrenheit": lambda celsius: {"fahrenheit": celsius * 9 / 5 + 32},
+}
 DEGREES = {"type": "integer", "minimum": -90, "maximum": 60}
 TOOLS = [
     tool("weather", "The weather in a city", "city", {"type": "string", "enum": list(CELSIUS)}),
