@@ -22,7 +22,7 @@ from .onnx_graph import MICROSOFT, GraphBuilder, Region
 __all__ = ["INPUTS", "OUTPUTS", "EmittedDecoder", "WeightRegions", "cache_layout", "emit_decoder"]
 
 INPUTS = {"tokens": "input_ids", "length": "total_length", "logits_start": "logits_start"}
-ROPE_LENGTH = "rope_length"
+ROPE_LENGTH, FIRST_POSITION = "rope_length", "first_position"
 OUTPUTS = {"logits": "logits"}
 _END = np.array([np.iinfo(np.int64).max], np.int64)
 
@@ -65,7 +65,8 @@ def emit_decoder(
     Args:
         config: What to emit.
         weights: How each weight is stored, by role.
-        context: Positions the rotary tables are made for.
+        context: Tokens that the cache holds. The rotary tables are made for as many positions, or for all that the model
+            was trained for where every layer slides.
         activation_bits: 32, or 16 for half precision.
         accuracy_level: Of MatMulNBits: 4 multiplies in int8, 0 in floats.
         data_file: Name of the weight file, beside the program.
@@ -83,12 +84,14 @@ class _Emitter:
         accuracy_level: int,
         data_file: str,
     ) -> None:
-        self.config, self.weights, self.context = config, weights, context
+        self.config, self.weights = config, weights
         self.accuracy_level = accuracy_level
         self.float_type = TensorProto.FLOAT16 if activation_bits == 16 else TensorProto.FLOAT
         self.numpy_type = np.float16 if activation_bits == 16 else np.float32
         self.graph = GraphBuilder(data_file)
         self.emitted = EmittedDecoder(self.graph)
+        self.slides = config.positions(context) > 0
+        self.positions = config.positions(context) or context
         self.position_ids = ""
 
     def emit(self) -> EmittedDecoder:
@@ -110,7 +113,7 @@ class _Emitter:
         graph.input(INPUTS["logits_start"], TensorProto.INT64, [1])
         last = graph.op("Sub", [INPUTS["length"], graph.constant("one", np.array(1, np.int32))], "last_position")
         graph.op("Reshape", [last, graph.constant("shape_1", np.array([1], np.int64))], "sequence_lengths")
-        if self.config.longrope_switch:
+        if self.config.longrope_switch or self.slides:
             self._choose_positions()
         for index in range(layout.layers):
             for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
@@ -121,19 +124,31 @@ class _Emitter:
         graph.constant("axis_1", np.array([1], np.int64))
 
     def _choose_positions(self) -> None:
-        """Row numbers in the rotary tables, whose second half is for sequences past the original context."""
+        """Row numbers in the rotary tables, int64 [1, new], where the attention can't count for itself.
+
+        With long factors the tables have a second half, for sequences past the original context. Where the cache slides,
+        its oldest token is not the sequence's first.
+        """
         graph = self.graph
-        graph.input(ROPE_LENGTH, TensorProto.INT64, [])
-        switch = graph.constant("rope_switch", np.array(self.config.longrope_switch, np.int64))
-        short, long = (graph.constant(f"rope_rows.{n}", np.array(n, np.int64)) for n in (0, self.context))
-        first_row = graph.op("Where", [graph.op("Greater", [ROPE_LENGTH, switch], "is_long"), long, short], "first_row")
         count = graph.op("Size", [INPUTS["tokens"]], "new_tokens")
-        length = graph.op("Cast", [INPUTS["length"]], "length_64", to=TensorProto.INT64)
-        end = graph.op("Add", [length, first_row], "end_row")
+        end = graph.op("Cast", [INPUTS["length"]], "length_64", to=TensorProto.INT64)
+        if self.slides:
+            graph.input(FIRST_POSITION, TensorProto.INT64, [])
+            end = graph.op("Add", [end, FIRST_POSITION], "end_position")
+        if self.config.longrope_switch:
+            end = graph.op("Add", [end, self._first_row()], "end_row")
         start = graph.op("Sub", [end, count], "start_row")
         rows = graph.op("Range", [start, end, graph.constant("one_64", np.array(1, np.int64))], "rows")
         shape = graph.constant("shape_1_all", np.array([1, -1], np.int64))
         self.position_ids = graph.op("Reshape", [rows, shape], "position_ids")
+
+    def _first_row(self) -> str:
+        """The row of position 0 in the half of the rotary tables that applies."""
+        graph = self.graph
+        graph.input(ROPE_LENGTH, TensorProto.INT64, [])
+        switch = graph.constant("rope_switch", np.array(self.config.longrope_switch, np.int64))
+        short, long = (graph.constant(f"rope_rows.{n}", np.array(n, np.int64)) for n in (0, self.positions))
+        return graph.op("Where", [graph.op("Greater", [ROPE_LENGTH, switch], "is_long"), long, short], "first_row")
 
     def _embed(self) -> str:
         plan, regions = self.weights["embedding"], self._regions("embedding")
@@ -305,7 +320,7 @@ class _Emitter:
     def _rope_tables(self, rope: RopeConfig) -> tuple[Region, Region]:
         tables = self.emitted.tables
         if rope not in tables:
-            shape = (self.context * (2 if rope.long_factors else 1), rope.dim // 2)
+            shape = (self.positions * (2 if rope.long_factors else 1), rope.dim // 2)
             cosine, sine = (
                 self.graph.reserve(f"{name}.{len(tables)}", shape, self.float_type) for name in ("cosine", "sine")
             )

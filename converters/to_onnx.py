@@ -11,7 +11,7 @@ from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
 from edgekit.source import Source
 
-from .onnx_decoder import INPUTS, OUTPUTS, ROPE_LENGTH, cache_layout, emit_decoder
+from .onnx_decoder import FIRST_POSITION, INPUTS, OUTPUTS, ROPE_LENGTH, cache_layout, emit_decoder
 from .weight_writer import write_weights
 
 __all__ = ["export"]
@@ -43,15 +43,22 @@ def export(source: Source, plan: Plan, directory: Path, *, on_progress: Progress
     weights = write_weights(folder / WEIGHTS, emitted, config, plan.weights, source.parts, on_progress=on_progress)
     program = emitted.builder.model(config.model_type).SerializeToString(deterministic=True)
     (folder / PROGRAM).write_bytes(program)
+    inputs = dict(INPUTS)
+    if config.longrope_switch:
+        inputs["rope_length"] = ROPE_LENGTH
+    if config.positions(plan.context):
+        inputs["first_position"] = FIRST_POSITION
     return Graph(
         format="onnx",
         files=(f"onnx/{PROGRAM}", f"onnx/{WEIGHTS}"),
-        inputs=INPUTS | ({"rope_length": ROPE_LENGTH} if config.longrope_switch else {}),
+        inputs=inputs,
         outputs=OUTPUTS,
         cache=cache_layout(config, bits),
         vocab_size=config.vocab_size,
         rope_switch=config.longrope_switch,
         weights=weights,
+        window=config.window,
+        positions=config.positions(plan.context),
     )
 
 

@@ -112,6 +112,16 @@ class ModelConfig:
         switches = {layer.rope.original_context for layer in self.layers if layer.rope and layer.rope.long_factors}
         return max(switches, default=0)
 
+    @property
+    def window(self) -> int:
+        """Tokens that every layer sees, the newest among them; 0 where a layer sees all."""
+        windows = [layer.window for layer in self.layers]
+        return max(windows) if windows and all(windows) else 0
+
+    def positions(self, context: int) -> int:
+        """Tokens that a sequence may reach with a cache of `context`, where its layers slide over it; 0 where they don't."""
+        return self.context if 0 < self.window < context < self.context else 0
+
     def kv_bytes(self, context: int, *, element_bytes: int = 4) -> int:
         """Size of the key-value cache for one sequence of `context` tokens."""
         per_token = 2 * self.attention.kv_heads * self.attention.head_dim * element_bytes

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 
 from edgekit.bundle import Program
 from edgekit.errors import GenerationError
-from edgekit.session import ContextPolicy, GenerateOptions, Message
+from edgekit.session import ContextPolicy, Message
 
-__all__ = ["FittedPrompt", "check_policy", "check_room", "drop_oldest_turns", "last_position", "reply_reserve"]
+__all__ = [
+    "EncodedPrompt",
+    "FittedPrompt",
+    "check_policy",
+    "check_room",
+    "drop_oldest_turns",
+    "last_position",
+    "reply_reserve",
+]
 
 RESERVED_SHARE = 4  # a reply may keep a quarter of the context free
 STEP_SHARE = 8  # turns go until the next eighth of the context is free
@@ -18,10 +26,19 @@ _SYSTEM_ROLES = {"system", "developer"}
 
 
 @dataclass(frozen=True, slots=True)
-class FittedPrompt:
-    """Token ids of a prompt, and the positions of the messages that were left out of it."""
+class EncodedPrompt:
+    """A prompt as the model reads it: its text and token ids, and whether the chat template wrote them."""
 
+    text: str
     tokens: list[int]
+    is_templated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
+    """A prompt that fits, and the positions of the messages that were left out of it."""
+
+    prompt: EncodedPrompt
     dropped_messages: tuple[int, ...] = ()
 
 
@@ -75,8 +92,8 @@ def check_room(tokens: int, most: int) -> None:
 
 def drop_oldest_turns(
     messages: Sequence[Message],
-    encode: Callable[[Sequence[Message]], list[int]],
-    options: GenerateOptions,
+    encode: Callable[[Sequence[Message]], EncodedPrompt],
+    max_tokens: int | None,
     context: int,
 ) -> FittedPrompt:
     """Leave out the oldest turns of a conversation that does not fit.
@@ -86,34 +103,27 @@ def drop_oldest_turns(
     turn alone does, it has all the room there is. So that the cache of what stays serves the next turns too, they go in
     steps of an eighth of the context: as the conversation grows, the same ones are left out for a while.
 
-    Args:
-        encode: Renders messages to token ids.
-
     Raises:
         GenerationError: System messages and the last turn alone do not fit.
     """
-    tokens = encode(messages)
-    limit = context - reply_reserve(options.max_tokens, context)
-    if len(tokens) <= limit:
-        return FittedPrompt(tokens)
     turns = _turns(messages)
-    attempts: dict[int, list[int]] = {0: tokens}
+    attempts: dict[int, EncodedPrompt] = {}
 
     def size(dropped: int) -> int:
         if dropped not in attempts:
             attempts[dropped] = encode(_without(messages, turns[:dropped]))
-        return len(attempts[dropped])
+        return len(attempts[dropped].tokens)
 
-    step = max(context // STEP_SHARE, 1)
-    surplus = -(len(tokens) - limit) % step
-    # more dropped is never longer: the fewest turns to drop are found by bisection
-    dropped = bisect_left(range(len(turns)), -max(limit - surplus, 0), key=lambda count: -size(count))
-    if dropped == len(turns):  # not even the last turn alone: then it need not leave that much room
-        dropped = len(turns) - 1
-    if dropped < 0 or size(dropped) >= context:
-        check_room(size(max(dropped, 0)), context)
-    gone = tuple(place for turn in turns[:dropped] for place in turn)
-    return FittedPrompt(attempts[max(dropped, 0)], gone)
+    limit, last = context - reply_reserve(max_tokens, context), max(len(turns) - 1, 0)
+    surplus = (limit - size(0)) % max(context // STEP_SHARE, 1)
+    dropped = 0
+    if size(0) > limit:  # the more turns go, the shorter it gets: the fewest that must are found by bisection
+        for room in (limit - surplus, limit):
+            dropped = min(bisect_left(range(last + 1), -room, key=lambda count: -size(count)), last)
+            if size(dropped) <= room:
+                break
+    check_room(size(dropped), context)
+    return FittedPrompt(attempts[dropped], tuple(place for turn in turns[:dropped] for place in turn))
 
 
 def _turns(messages: Sequence[Message]) -> list[list[int]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +24,10 @@ from edgekit.session import Chunk, GenerateOptions, Message, Prompt, Reply
 from .asynchronous import iterate_in_thread
 from .backend import Backend
 from .chat_template import ChatTemplate
-from .context_policy import FittedPrompt, check_policy, check_room, drop_oldest_turns, last_position
-from .model_session import ModelSession, make_options, put_together
+from .constraint import TokenizerInfo
+from .context_policy import EncodedPrompt, FittedPrompt, check_policy, check_room, drop_oldest_turns, last_position
+from .model_session import ModelSession, put_together
+from .output import template_tools
 from .sequence import PREFILL_CHUNK, TokenSequence
 from .session_file import bundle_identity, read_session
 from .session_store import SessionStore
@@ -117,6 +118,16 @@ class LoadedModel:
             raise GenerationError("this model has no chat template", hint="it is a base model: give a plain text")
         return ChatTemplate(manifest.chat_template, special_tokens=manifest.special_tokens)
 
+    @property
+    def template_source(self) -> str | None:
+        """The chat template as the model's makers wrote it."""
+        return self._bundle.manifest.chat_template
+
+    @cached_property
+    def tokenizer_info(self) -> TokenizerInfo:
+        """What structures must know of the tokens."""
+        return TokenizerInfo(self.tokenizer, self.vocab_size, self.end_tokens)
+
     @cached_property
     def identity(self) -> str:
         """What saved sessions are bound to."""
@@ -166,11 +177,8 @@ class LoadedModel:
         Raises:
             GenerationError: As `stream`, or n is less than 1.
         """
-        if n < 1:
-            raise GenerationError(f"n is {n}, expected at least 1")
-        chosen = make_options(options)
         with closing(self.session()) as session:
-            return session.generate_many(self.fit(prompt, chosen), [_with_seed_of(chosen, i) for i in range(n)])
+            return session.generate_many(prompt, n, **options)
 
     def perplexity(self, text: str) -> float:
         """How surprised the model is by a text: e to the mean negative log-probability of its tokens but the first.
@@ -189,31 +197,42 @@ class LoadedModel:
         Raises:
             GenerationError: It does not fit, or as `encode`.
         """
-        check_policy(options.context_policy, self.program)
-        if options.context_policy == "drop-oldest-turns" and not isinstance(prompt, str):
-            return drop_oldest_turns(prompt, lambda messages: self.encode(messages, options), options, self.context)
-        tokens = self.encode(prompt, options)
-        check_room(len(tokens), last_position(options.context_policy, self.program))
-        return FittedPrompt(tokens)
+        policy = options.context_policy
+        check_policy(policy, self.program)
+        if policy == "drop-oldest-turns" and not isinstance(prompt, str):
+            return drop_oldest_turns(
+                prompt, lambda messages: self.encode(messages, options), options.max_tokens, self.context
+            )
+        encoded = self.encode(prompt, options)
+        check_room(len(encoded.tokens), last_position(policy, self.program))
+        return FittedPrompt(encoded)
 
-    def encode(self, prompt: Prompt, options: GenerateOptions) -> list[int]:
-        """Token ids of a prompt: rendered by the chat template, or as it is where there is none or `raw` is set.
+    def encode(self, prompt: Prompt, options: GenerateOptions) -> EncodedPrompt:
+        """A prompt as the model reads it: rendered by the chat template, or as it is where there is none or `raw` is set.
 
         Raises:
-            GenerationError: Messages for a model without a template, a system message that can't be placed, or a token that
-                the model does not have.
+            GenerationError: Messages for a model without a template, a system message that can't be placed, tools that are
+                malformed, or a token that the model does not have.
         """
         if not (options.raw or (isinstance(prompt, str) and not self.has_chat_template)):
-            return self.token_ids(self.render(prompt, options.system), add_special_tokens=False)
+            text = self.render(prompt, options.system, tools=template_tools(options))
+            return EncodedPrompt(text, self.token_ids(text, add_special_tokens=False), is_templated=True)
         if not isinstance(prompt, str):
             raise GenerationError("chat messages can't be sent raw", hint="give a text, or leave raw out")
         if options.system is not None:
             raise GenerationError("a raw prompt has no place for a system message", hint="write it into the prompt")
-        return self.token_ids(prompt, add_special_tokens=True)
+        return EncodedPrompt(prompt, self.token_ids(prompt, add_special_tokens=True))
 
-    def render(self, prompt: Prompt, system: str | None = None, *, now: datetime | None = None) -> str:
+    def render(
+        self,
+        prompt: Prompt,
+        system: str | None = None,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        now: datetime | None = None,
+    ) -> str:
         """A prompt in the words of the chat template; `now` is what a template that asks for the date is told."""
-        return self.template.render(_messages(prompt, system), now=now)
+        return self.template.render(_messages(prompt, system), tools=tools, now=now)
 
     def token_ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text, with or without the tokens that the tokenizer adds itself.
@@ -276,11 +295,3 @@ def _close_after(
         yield from steps
     finally:
         session.close()
-
-
-def _with_seed_of(options: GenerateOptions, index: int) -> GenerateOptions:
-    """Options for one of several replies, each with random numbers of its own."""
-    if options.seed is None:
-        return options
-    (state,) = np.random.SeedSequence((options.seed, index)).generate_state(1, np.uint64)
-    return replace(options, seed=int(state))

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.session import Chunk, FinishReason, GenerateOptions, Stats, TokenLogprob
+from edgekit.session import Chunk, FinishReason, GenerateOptions, Stats, TokenLogprob, ToolCall
 
 from .context_policy import FittedPrompt, last_position
 from .logprobs import token_logprob
+from .output import Piece, make_constraint, make_parser
 from .process_memory import peak_rss_bytes
 from .sampling import Sampler
 from .sequence import TokenSequence
-from .speculation import Speculator, TokenConstraint, verify_draft
+from .speculation import Speculator, verify_draft
 from .text import TextStream
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class _Pending:
     """What the next chunk will show."""
 
     text: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -51,7 +54,13 @@ class _Pending:
     @property
     def is_worth_showing(self) -> bool:
         """Tokens without text wait for the next that has some."""
-        return bool(self.text or self.prompt_logprobs)
+        return bool(self.text or self.reasoning or self.tool_calls or self.prompt_logprobs)
+
+    def add(self, piece: Piece) -> None:
+        """Show this too."""
+        self.text += piece.text
+        self.reasoning += piece.reasoning
+        self.tool_calls += piece.tool_calls
 
     def take(self, reason: FinishReason | None = None, stats: Stats | None = None) -> Chunk:
         """Make it a chunk, and start anew."""
@@ -60,13 +69,14 @@ class _Pending:
             tuple(self.tokens),
             reason,
             stats,
+            self.reasoning,
+            tuple(self.tool_calls),
             logprobs=tuple(self.logprobs),
             prompt_logprobs=tuple(self.prompt_logprobs),
         )
-        self.text = ""
-        self.tokens.clear()
-        self.logprobs.clear()
-        self.prompt_logprobs.clear()
+        self.text = self.reasoning = ""
+        for shown in (self.tool_calls, self.tokens, self.logprobs, self.prompt_logprobs):
+            shown.clear()
         return chunk
 
 
@@ -89,6 +99,7 @@ class Generation:
         options: Checked.
         cancelled: Ends the reply when it is set.
         started: When it was asked for, in seconds of `time.perf_counter`.
+        stream: Number of the reply among several to one prompt, each with random numbers of its own.
     """
 
     def __init__(
@@ -99,20 +110,27 @@ class Generation:
         options: GenerateOptions,
         cancelled: threading.Event,
         started: float,
+        *,
+        stream: int | None = None,
     ) -> None:
         self._model, self._sequence, self._options, self._cancelled = model, sequence, options, cancelled
-        self._prompt, self._dropped = prompt.tokens, prompt.dropped_messages
+        encoded = prompt.prompt
+        self._prompt, self._dropped = encoded.tokens, prompt.dropped_messages
+        template = model.template_source if encoded.is_templated else None
+        parts = (options, template, encoded.text, model.tokenizer_info)
+        self._constraint, self._parser = make_constraint(*parts), make_parser(*parts)
         self._ends = model.end_tokens | frozenset(options.stop_tokens)
-        self._sampler = Sampler(options, self._ends)
-        self._text = TextStream(model.tokenizer, options.stop, self._prompt)
+        self._sampler = Sampler(options, self._ends, stream=stream)
+        self._text = TextStream(model.tokenizer, options.stop, self._prompt, self._parser.marks)
         self._speculator: Speculator | None = None
-        if options.speculate:
+        # which rows are computed together depends on measured times, and the last bits of logits on that: with a seed,
+        # the same tokens shall come each time
+        if options.speculate and (options.temperature == 0 or options.seed is None):
             self._speculator = Speculator(model.forward_costs, self._prompt, self._ends)
         room = last_position(options.context_policy, model.program) - len(self._prompt)
         self._limit = room if options.max_tokens is None else min(options.max_tokens, room)
         self._clock = _Clock(started)
         self._pending = _Pending()
-        self._constraint: TokenConstraint | None = None
         self._draft: list[int] = []
         self._cached = self._count = self._passes = self._last_token = 0
         self._forward_s: float | None = None
@@ -140,9 +158,11 @@ class Generation:
             logits = yield from self._forward()
             reason = "cancelled"
         self._sequence.rewind(min(len(self._sequence.tokens), len(self._prompt) + self._count))
-        self._pending.text += self._text.finish()
-        # the last text held back may complete a stop string
-        yield self._pending.take("stop" if self._text.stopped else reason, self._stats())
+        yield self._last_chunk(reason)
+
+    def move_to(self, copy: TokenSequence) -> None:
+        """Go on in a copy of the sequence."""
+        self._sequence = copy
 
     def prefill(self) -> Generator[None, None, Prefilled | None]:
         """Compute what the cache lacks of the prompt, yielding between forwards; returns None where it was cancelled."""
@@ -213,10 +233,21 @@ class Generation:
         self._pending.tokens.append(token)
         if self._options.logprobs is not None:
             self._pending.logprobs.append(token_logprob(row, token, self._options.logprobs))
-        self._pending.text += self._text.push(token)
-        if self._text.stopped:
+        self._pending.add(self._parser.push(self._text.push(token)))
+        if self._text.stopped or (self._constraint and self._constraint.is_complete):
             return "stop"
         return "length" if self._count == self._limit else None
+
+    def _last_chunk(self, reason: FinishReason | None) -> Chunk:
+        self._pending.add(self._parser.push(self._text.finish()))
+        self._pending.add(self._parser.finish())
+        if self._text.stopped:  # the last text held back may complete a stop string
+            reason = "stop"
+        if reason == "stop" and self._parser.has_calls:
+            reason = "tool_calls"
+        if self._constraint:
+            self._constraint.close()
+        return self._pending.take(reason, self._stats())
 
     def _stats(self) -> Stats:
         clock, prompt_tokens, new = self._clock, len(self._prompt), self._count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from edgekit.errors import GenerationError
 from edgekit.session import Chunk, GenerateOptions, Prompt, Reply
 
 from .asynchronous import iterate_in_thread
-from .context_policy import FittedPrompt
 from .generation import Generation
 from .sequence import TokenSequence
 from .session_file import write_session
@@ -111,7 +110,8 @@ class ModelSession:
             cancelled = self._cancelled = threading.Event()
         chosen = make_options(options)
         fitted = self._model.fit(prompt, chosen)
-        return self._steps(fitted, chosen, cancelled, started)
+        generation = Generation(self._model, self._sequence, fitted, chosen, cancelled, started)
+        return self._steps(generation, chosen, cancelled)
 
     def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Chunk]:
         """Like `stream`, for asyncio: prompt and model are worked on in a thread, and the event loop never waits for them.
@@ -120,22 +120,29 @@ class ModelSession:
         """
         return iterate_in_thread(lambda: self.steps(prompt, **options))
 
-    def generate_many(self, prompt: FittedPrompt, options: Sequence[GenerateOptions]) -> tuple[Reply, ...]:
-        """A reply for each of some options that differ in how they draw: the prompt is computed once, its cache copied."""
+    def generate_many(self, prompt: Prompt, n: int, **options: Any) -> tuple[Reply, ...]:
+        """`n` replies to one prompt, which is computed once; with a seed, reply i draws from (seed, i).
+
+        Raises:
+            GenerationError: As `stream`, or n is less than 1.
+        """
         started = time.perf_counter()
+        if n < 1:
+            raise GenerationError(f"n is {n}, expected at least 1")
+        chosen = make_options(options)
+        fitted = self._model.fit(prompt, chosen)
+        replies, prefilled = list[Reply](), None
         with self._in_use():
             cancelled = self._cancelled = threading.Event()
-            self._sequence.slides = options[0].context_policy == "sliding"
-            shared = Generation(self._model, self._sequence, prompt, options[0], cancelled, started)
-            prefilled = _result(shared.prefill())
-            replies = []
-            for number, chosen in enumerate(options, 1):
-                sequence = self._sequence if number == len(options) else self._sequence.fork()
-                generation = Generation(self._model, sequence, prompt, chosen, cancelled, started)
-                steps = generation.steps(prefilled)
-                replies.append(put_together(chunk for chunk in steps if chunk is not None))
-                prefilled = prefilled and replace(prefilled, cached=len(prompt.tokens))
-            return tuple(replies)
+            self._sequence.slides = chosen.context_policy == "sliding"
+            for index in range(n):
+                generation = Generation(self._model, self._sequence, fitted, chosen, cancelled, started, stream=index)
+                prefilled = prefilled or _result(generation.prefill())
+                if index < n - 1:
+                    generation.move_to(self._sequence.fork())
+                replies.append(put_together(chunk for chunk in generation.steps(prefilled) if chunk is not None))
+                prefilled = prefilled and replace(prefilled, cached=len(fitted.prompt.tokens))
+        return tuple(replies)
 
     def fork(self) -> ModelSession:
         """Another session with a copy of this one's cache.
@@ -179,13 +186,13 @@ class ModelSession:
         self._put_away()
 
     def _steps(
-        self, prompt: FittedPrompt, options: GenerateOptions, cancelled: threading.Event, started: float
+        self, generation: Generation, options: GenerateOptions, cancelled: threading.Event
     ) -> Generator[Chunk | None, None, None]:
         try:
             with self._in_use():
                 self._cancelled = cancelled
                 self._sequence.slides = options.context_policy == "sliding"
-                yield from Generation(self._model, self._sequence, prompt, options, cancelled, started).steps()
+                yield from generation.steps()
         finally:
             if self._closed:
                 self._put_away()

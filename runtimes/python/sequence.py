@@ -15,6 +15,9 @@ from .backend import Backend
 
 __all__ = ["PREFILL_CHUNK", "TokenSequence"]
 
+# A row computed alone takes other kernels, which round otherwise, than rows computed together; those do not depend on how
+# many there are. Prompts are never computed in single rows: so a reply is the same whether its prompt was cached or not.
+LEAST_ROWS = 2
 PREFILL_CHUNK = 128  # tokens computed at a time: fastest here, and bounds activations and how long a cancel waits
 ROWS_CHUNK = 32  # where each token has a row of logits: half a megabyte each, in a vocabulary of 128,000
 
@@ -55,11 +58,11 @@ class TokenSequence:
     def usable_prefix(self, prompt: Sequence[int]) -> int:
         """How many leading tokens of a prompt need not be computed again, with what is cached here.
 
-        Never all of them: the logits of the last one are needed.
+        Never all of them: the logits of the last one are needed, and it is not computed alone.
         """
         if self._is_long(len(prompt)) != self._long_rope:  # rotated otherwise: nothing can be kept
             return 0
-        return self._shared(prompt[:-1])
+        return self._shared(prompt[:-LEAST_ROWS])
 
     def reuse(self, prompt: Sequence[int]) -> int:
         """Keep what the cache shares with a prompt; how much that is."""
@@ -86,9 +89,14 @@ class TokenSequence:
                 self._long_rope = self._is_long(total)
                 self._rewind(0)
         chunk = min(self.chunk, ROWS_CHUNK) if all_rows else self.chunk
-        for start in range(0, len(new), chunk):
-            part = new[start : start + chunk]
-            yield self._forward(part, len(part) if all_rows else 1, total)
+        done = 0
+        while done < len(new):
+            count = min(chunk, len(new) - done)
+            if count > LEAST_ROWS and 0 < len(new) - done - count < LEAST_ROWS:
+                count -= 1
+            part = new[done : done + count]
+            done += count
+            yield self._forward(part, count if all_rows else 1, total)
 
     def crosses_switch(self, new: int) -> bool:
         """Whether appending this many tokens would change the rotation of all of them."""

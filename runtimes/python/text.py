@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tokenizers import Tokenizer
 
@@ -33,13 +33,21 @@ class TextStream:
             longest.
         prompt_tail: The tokens before the first new one, all of the prompt or the end of it. With them the text is
             the continuation of the prompt, so that the first word keeps its leading space.
+        marks: Texts of special tokens that are shown all the same, by token.
 
     Raises:
         ValueError: A stop string is empty.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt_tail: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        prompt_tail: Sequence[int] = (),
+        marks: Mapping[int, str] | None = None,
+    ) -> None:
         self._window = _Window(tokenizer, prompt_tail)
+        self._marks = marks or {}
         self._stops = _StopScanner([stop] if isinstance(stop, str) else stop)
 
     @property
@@ -54,6 +62,8 @@ class TextStream:
         """
         if self.stopped:
             return ""
+        if token in self._marks:
+            return self._stops.scan(self._window.flush() + self._marks[token])
         return self._stops.scan(self._window.push(token))
 
     def finish(self) -> str:
