@@ -15,10 +15,11 @@ CELSIUS = {"Paris": 18, "Tokyo": 27, "Zürich": 15}
 MAX_STEPS = 6
 
 
-def tool(name: str, description: str, argument: str, schema: dict[str, Any]) -> dict[str, Any]:
+def tool(name: str, about: str, argument: str, schema: dict[str, Any]) -> dict[str, Any]:
     """A function of one argument, in OpenAI's form."""
-    parameters = {"type": "object", "properties": {argument: schema}, "required": [argument]}
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+    closed = {"type": "object", "required": [argument], "additionalProperties": False}
+    parameters = closed | {"properties": {argument: schema}}
+    return {"type": "function", "function": {"name": name, "description": about, "parameters": parameters}}
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {  # the first stands for a real service

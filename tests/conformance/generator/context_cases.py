@@ -91,6 +91,15 @@ def _border_cases() -> list[dict[str, Any]]:
     found.append(
         _case("drop: the talk begins with an answer", [("assistant", 60), *TALK[:3]], 100, "drop-oldest-turns", 8)
     )
+    short: Turns = [("user", 4), ("assistant", 3), ("user", 2), ("assistant", 2), ("user", 84)]
+    found.append(
+        _case(
+            "drop: all turns but the last have the excess, but not in whole steps", short, 100, "drop-oldest-turns", 8
+        )
+    )
+    for size in (80, 82, 85, 87, 90, 94):
+        uneven: Turns = [("user", 3), ("assistant", 4), ("user", 2), ("assistant", 1), ("user", size)]
+        found.append(_case(f"drop: short turns before one of {size}", uneven, 100, "drop-oldest-turns", 8))
     developer: Turns = [("developer", 20), *TALK]
     return [*found, _case("drop: a developer's message is a system message", developer, 100, "drop-oldest-turns", 8)]
 
@@ -137,15 +146,16 @@ def _dropped(messages: Turns, context: int, max_tokens: int | None) -> list[int]
     over, step = _size(messages) - limit, max(context // 8, 1)
     if over <= 0:
         return []
-    wanted = over if over % step == 0 else over - over % step + step  # tokens that must go, in whole steps
+    rounded = over if over % step == 0 else over - over % step + step
     starts = [place for place, (role, _) in enumerate(messages) if role == "user"]
     others = [place for place, (role, _) in enumerate(messages) if role not in SYSTEM_ROLES]
     if others and (not starts or others[0] < starts[0]):
         starts.insert(0, others[0])
-    for start in starts:
-        gone = [place for place in others if place < start]
-        if sum(messages[place][1] for place in gone) >= wanted:
-            return gone
+    for wanted in (rounded, over):
+        for start in starts:
+            gone = [place for place in others if place < start]
+            if sum(messages[place][1] for place in gone) >= wanted:
+                return gone
     return [place for place in others if starts and place < starts[-1]]
 
 
