@@ -138,6 +138,8 @@ def _cases(name: str, template: dict[str, Any]) -> list[dict[str, Any]]:
     if name in WITH_TOOL_CALLS:
         found += [_case(name, template, title, talk, tools=TOOLS) for title, talk in TOOL_CALL_CONVERSATIONS.items()]
     found += _thinking_cases(name, template)
+    if name == "zephyr":
+        found.append(_case(name, template, "a role that it does not know", [*CALLED[:1], CALLED[2]]))
     if name == "llama3.1":
         found.append(
             _case(
