@@ -46,10 +46,15 @@ def reply_grammar(
         calls = builder.calls(format, tools, one=choice not in {"auto", "required"})
         if choice != "auto":
             answer = calls
-        elif structure is not None:
-            answer = _either(answer, calls, structure, format)
-        else:
+        elif structure is None:
             answer = builder.text_or_calls(format, calls)
+        elif not format.is_bare:
+            answer = f"{answer} | {calls}"
+        else:
+            raise GenerationError(
+                "this model's tool calls have no mark that tells them from the structure",
+                hint='set tool_choice to "required" or "none", or leave out the structure',
+            )
     start = f"start: {builder.thinking(thinking)} {_text(THINKING_GAP)} ({answer})" if thinking else f"start: {answer}"
     return builder.finish(start, _name(structure, tools), _TOOLS_HINT if tools else None)
 
@@ -74,7 +79,12 @@ class _Builder:
         self._nested: list[dict[str, object]] = []
 
     def nest(self, structure: Structure) -> str:
-        grammars = json.loads(make_grammar(structure).text)["grammars"]
+        if isinstance(structure, JsonSchema):
+            schema = {**structure.schema, "x-guidance": JSON_STYLE}
+            self._rules.append(f"answer: %json {json.dumps(schema)}")
+            return "answer"
+        text = make_grammar(structure).text
+        grammars = json.loads(text)["grammars"] if text.startswith("{") else [{"lark_grammar": text}]
         self._nested += [{**grammars[0], "name": "answer"}, *grammars[1:]]
         return "@answer"
 
@@ -85,7 +95,10 @@ class _Builder:
         """Return what a reply of calls is; `calls_rest` is it without the first opening mark."""
         for place, tool in enumerate(tools):
             head, split = tool.name if not format.key else format.head(tool.name), "" if format.key else format.split
-            parts = [_text(head), self._mark(split), f"arguments_{place}", _text(format.tail)]
+            if format.is_bare:  # one terminal, or white space would be taken for the beginning of a text
+                self._rules.append(f"HEAD_{place}: /[ \\n]{{0,2}}/ {_text(head)}")
+            start = f"HEAD_{place}" if format.is_bare else _text(head)
+            parts = [start, self._mark(split), f"arguments_{place}", _text(format.tail)]
             self._rules.append(f"call_{place}: {_sequence(parts)}")
             self._rules.append(f"arguments_{place}: %json {json.dumps(_styled(tool))}")
         self._rules.append("call: " + " | ".join(f"call_{place}" for place in range(len(tools))))
@@ -122,15 +135,6 @@ class _Builder:
 
     def _mark(self, mark: str) -> str:
         return self._tokenizer.mark(mark) if mark else ""
-
-
-def _either(answer: str, calls: str, structure: Structure, format: ToolFormat) -> str:
-    if format.is_bare and not isinstance(structure, JsonSchema):
-        raise GenerationError(
-            "this model's tool calls have no mark that tells them from the structure",
-            hint='set tool_choice to "required" or "none", or leave out the structure',
-        )
-    return f"{answer} | {calls}"
 
 
 def _styled(tool: Tool) -> dict[str, object]:

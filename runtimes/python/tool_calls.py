@@ -46,7 +46,7 @@ class ToolCallParser:
 
     def finish(self) -> tuple[str, tuple[ToolCall, ...]]:
         """Return what was held back. A call without its closing mark counts if it is whole."""
-        while self._held:
+        while self._held or self._step == self._inside:
             if self._step == self._inside:
                 self._close_at_end()
             elif self._step == self._bare:
@@ -124,13 +124,12 @@ class ToolCallParser:
         """End a call at the end of the reply, or, where that is none, at the first mark: more calls may follow it."""
         place = self._held.find(self._format.closing or self._format.opening)
         if self._add(self._held):
-            self._held = ""
+            self._held, self._step = "", self._scan
         elif place >= 0:
             self._close(place)
             self._step()
         else:
-            self._step = self._show_held
-            self._held = self._format.opening + self._held
+            self._held, self._step = self._format.opening + self._held, self._show_held
 
     def _add(self, body: str) -> bool:
         """Read calls; False if they are none."""

@@ -83,7 +83,7 @@ def test_no_text_is_lost_where_there_is_no_call(name: str, text: str, size: int)
         ("hermes", '<tool_call>{"arguments":{"a":1},"name":"add"}</tool_call>\n', "", 1),
         ("hermes", '<tool_call>\n{"name": "add", "arguments": {}}', "", 1),
         ("hermes", '<tool_call>\n{"name": "add", "arguments": "{\\"a\\": 2}"}\n</tool_call>', "", 1),
-        ("hermes", '<tool_call>{"name": "add", "arguments": {}}</tool_call> ok <tool_call>{"name": "add"}</tool_call>', " ok ", 2),
+        ("hermes", '<tool_call>{"name": "add"}</tool_call> ok <tool_call>{"name": "add"}</tool_call>', " ok ", 2),
         ("hermes", "<tool_call>\n{bad}\n</tool_call>x", "<tool_call>\n{bad}\n</tool_call>x", 0),
         ("hermes", '<tool_call>{"name": "add", "arguments": [1]}</tool_call>', None, 0),
         ("hermes", '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>', None, 0),
