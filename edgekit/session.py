@@ -33,7 +33,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "cancelled"]
 ContextPolicy: TypeAlias = Literal["error", "drop-oldest-turns", "sliding"]
 Message: TypeAlias = Mapping[str, object]
 Prompt: TypeAlias = str | Sequence[Message]
-_POLICIES = ("error", "drop-oldest-turns", "sliding")
+POLICIES = ("error", "drop-oldest-turns", "sliding")
 MAX_ALTERNATIVES = 100
 
 
@@ -124,7 +124,7 @@ class GenerateOptions:
             ),
             (all(self.stop), "stop", self.stop, "texts of at least one character"),
             (all(token >= 0 for token in self.stop_tokens), "stop_tokens", self.stop_tokens, "token ids"),
-            (self.context_policy in _POLICIES, "context_policy", self.context_policy, " or ".join(_POLICIES)),
+            (self.context_policy in POLICIES, "context_policy", self.context_policy, " or ".join(POLICIES)),
         )
         for valid, name, value, expected in rules:
             if not valid:

@@ -8,16 +8,16 @@ from typing import Any
 
 import click
 
-from edgekit.cli.options import generation_options
+from edgekit.cli.generation_options import GroupedCommand, generation_options
 from edgekit.errors import GenerationError
-from edgekit.session import Message, Session
+from edgekit.session import Message, Session, Stats
 
 __all__ = ["command"]
 
 _HELP = "A line is a message. /new forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C ends a reply."
 
 
-@click.command("chat")
+@click.command("chat", cls=GroupedCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @generation_options
 def command(bundle: Path, threads: int | None, **options: Any) -> None:
@@ -51,8 +51,11 @@ def _turn(session: Session, messages: list[Message], line: str, options: dict[st
     try:
         for chunk in session.stream(messages, **options):
             text += chunk.text
+            click.echo(chunk.reasoning, nl=False, err=True)
             click.echo(chunk.text, nl=False)
             sys.stdout.flush()
+            if chunk.stats:
+                _tell_what_was_dropped(chunk.stats)
     except KeyboardInterrupt:
         click.echo(" [cancelled]", err=True)
     except GenerationError as error:  # too long for the context: the conversation goes on without this message
@@ -61,3 +64,10 @@ def _turn(session: Session, messages: list[Message], line: str, options: dict[st
         return
     click.echo()
     messages.append({"role": "assistant", "content": text})
+
+
+def _tell_what_was_dropped(stats: Stats) -> None:
+    if stats.dropped_messages:
+        click.echo(f"\nnote: the {len(stats.dropped_messages)} oldest messages no longer fit the context", err=True)
+    if stats.dropped_tokens:
+        click.echo(f"\nnote: the {stats.dropped_tokens} oldest tokens have left the model's window", err=True)

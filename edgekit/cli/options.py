@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from edgekit.progress import Progress, ProgressFn
 
-__all__ = ["finite", "generation_options", "json_option", "print_json", "progress_bars", "size_text", "threads_option"]
-
-_F = TypeVar("_F", bound=Callable[..., Any])
+__all__ = ["finite", "json_option", "print_json", "progress_bars", "size_text", "threads_option"]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
 threads_option = click.option(
@@ -28,55 +26,6 @@ def finite(context: click.Context, parameter: click.Parameter, value: float) -> 
     if not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.")
     return value
-
-
-def _not_empty(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    if not all(value):
-        raise click.BadParameter("give a text of at least one character.")
-    return value
-
-
-_GENERATION = (
-    click.option("--max-tokens", type=click.IntRange(1), help="End after this many tokens."),
-    click.option(
-        "--temperature",
-        type=click.FloatRange(0),
-        default=0.0,
-        callback=finite,
-        help="0 (default) takes the best token.",
-    ),
-    click.option("--top-k", type=click.IntRange(0), default=0, help="Sample from the k best tokens; 0: all."),
-    click.option(
-        "--top-p",
-        type=click.FloatRange(0, 1, min_open=True),
-        default=1.0,
-        callback=finite,
-        help="Sample from this mass.",
-    ),
-    click.option(
-        "--min-p",
-        type=click.FloatRange(0, 1),
-        default=0.0,
-        callback=finite,
-        help="Drop tokens below this part of the best.",
-    ),
-    click.option(
-        "--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0, callback=finite, help="1 is off."
-    ),
-    click.option("--seed", type=click.IntRange(0), help="Make sampling repeatable."),
-    click.option(
-        "--stop", multiple=True, callback=_not_empty, metavar="TEXT", help="End at this text; may be repeated."
-    ),
-    click.option("--system", metavar="TEXT", help="A system message."),
-    threads_option,
-)
-
-
-def generation_options(function: _F) -> _F:
-    """The options of GenerateOptions, and --threads."""
-    for option in reversed(_GENERATION):
-        function = option(function)
-    return function
 
 
 def print_json(values: Mapping[str, Any]) -> None:

@@ -18,6 +18,11 @@ STATS = {
     "prefill_tokens_per_s",
     "decode_tokens_per_s",
     "peak_rss_bytes",
+    "decode_passes",
+    "drafted_tokens",
+    "accepted_tokens",
+    "dropped_messages",
+    "dropped_tokens",
 }
 VERIFY_ROW = {"format", "executed", "kl_mean", "top1_agreement", "greedy_match_tokens", "status", "reason"}
 COMMANDS = ("convert", "run", "chat", "verify", "inspect", "targets")

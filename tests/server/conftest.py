@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import openai
 import pytest
@@ -23,6 +26,12 @@ from edgekit.runtimes.server.settings import Settings
 END_TOKEN = 257
 NEVER_ENDS = {str(END_TOKEN): -100}  # as logit_bias
 LONG_CONTEXT = 4096
+TEMPLATE = (
+    "{% if tools %}<|system|>{{ tools | tojson }}\n<tool_call>\n{...}\n</tool_call><|end|>{% endif %}"
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content or '' }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}"
+    "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +44,11 @@ class Running:
 
     def client(self, **options: Any) -> openai.OpenAI:
         """A client that does not try again."""
-        return openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0} | options)
+        defaults: dict[str, Any] = {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0}
+        return openai.OpenAI(**defaults | options)
 
     def health(self) -> dict[str, Any]:
         """What /health says."""
-        import json
-        from urllib.request import urlopen
-
         with urlopen(f"{self.url}/health") as response:
             body: dict[str, Any] = json.load(response)
             return body
@@ -52,9 +59,13 @@ Start = Callable[..., AbstractContextManager[Running]]
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny llama with a long context. Not to be changed."""
-    out = tmp_path_factory.mktemp("bundles") / "tiny.edgekit"
-    source = tiny_model("llama", max_position_embeddings=LONG_CONTEXT)
+    """A tiny llama with a long context and a template that takes tools. Not to be changed."""
+    directory = tmp_path_factory.mktemp("tiny")
+    source = Path(shutil.copytree(tiny_model("llama", max_position_embeddings=LONG_CONTEXT), directory / "source"))
+    settings = source / "tokenizer_config.json"
+    content = json.loads(settings.read_text(encoding="utf-8")) | {"chat_template": TEMPLATE}
+    settings.write_text(json.dumps(content), encoding="utf-8")
+    out = directory / "tiny.edgekit"
     edgekit.convert(source, target="linux-x86-64", quant="fp32", context=LONG_CONTEXT, out=out)
     return out
 

@@ -9,6 +9,8 @@ import pytest
 
 from edgekit.runtimes.engine import LoadedModel
 
+from .conftest import Start
+
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello, how are you?"}]
 
 
@@ -128,3 +130,27 @@ def test_prompt_over_the_context_is_refused(client: openai.OpenAI) -> None:
             )
         assert caught.value.param == "messages"
         assert caught.value.code == "context_length_exceeded"
+
+
+def test_beginning_of_a_conversation_is_not_computed_again(start: Start) -> None:
+    first: Any = [{"role": "user", "content": "A long beginning that is worth to be kept. " * 3}]
+    with start() as running, running.client() as client:
+        reply = client.chat.completions.create(model="tiny", messages=first, max_tokens=8)
+        said = {"role": "assistant", "content": reply.choices[0].message.content}
+        more: Any = [*first, said, {"role": "user", "content": "Go on."}]
+        again = client.chat.completions.create(model="tiny", messages=more, max_tokens=8)
+    assert reply.usage is not None
+    assert again.usage is not None
+    assert again.usage.prompt_tokens_details is not None
+    assert (again.usage.prompt_tokens_details.cached_tokens or 0) >= reply.usage.prompt_tokens - 1
+
+
+def test_dropped_turns_are_told(client: openai.OpenAI) -> None:
+    turns: Any = [{"role": "user", "content": "x" * 1500}, {"role": "assistant", "content": "y" * 1500}]
+    asked: Any = {"model": "tiny", "messages": [*turns, *turns, *MESSAGES], "max_tokens": 4}
+    asked["extra_body"] = {"context_policy": "drop-oldest-turns"}
+    told = client.chat.completions.create(**asked).model_extra
+    assert told is not None
+    assert 0 in told["edgekit"]["dropped_messages"]
+    *_, last = client.chat.completions.create(**asked, stream=True)
+    assert last.model_extra == told

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -118,20 +119,11 @@ class Service:
     async def _respond(self, endpoint: type[Endpoint], request: Request) -> Response:
         body = parse(endpoint.schema, await request.body(), endpoint.unsupported)
         work = endpoint.work(body, find_model(self._models, body.model), self._settings.temperature)
-        answer, batches = endpoint.answer(body, work), self._generate(work)
+        frames = self._stream(work, endpoint.answer(body, work))
         if body.stream:
-            first = await anext(batches)  # what is wrong with a request shows now, while it can be told by a status
-            return _EventStream(self._stream(work, answer, first, batches))
-        async with aclosing(batches):
-            started = time.monotonic()
-            async for batch in batches:
-                for piece in batch:
-                    for _ in answer.add(piece):
-                        pass
-        for _ in answer.end():
-            pass
-        self._metrics.done(work, answer.usage, time.monotonic() - started)
-        return _json(answer.whole())
+            first = await anext(frames)  # what is wrong with a request shows now, while it can be told by a status
+            return _EventStream(first, frames)
+        return _json(await self._whole(work, endpoint.answer(body, work)))
 
     async def _generate(self, work: Work) -> AsyncGenerator[list[Piece], None]:
         """The pieces of a request as they come, within its time. Leaving the loop frees its slot.
@@ -155,21 +147,40 @@ class Service:
         except (EdgeKitError, StoppedError, TimeoutError) as error:
             raise _as_api_error(error, self._settings) from error
 
-    async def _stream(
-        self, work: Work, answer: Answer, first: list[Piece], batches: AsyncGenerator[list[Piece], None]
-    ) -> AsyncGenerator[bytes, None]:
+    async def _whole(self, work: Work, answer: Answer) -> dict[str, Any]:
         started = time.monotonic()
-        try:
-            yield b"".join([*answer.begin(), *(frame for piece in first for frame in answer.add(piece))])
+        async with aclosing(self._generate(work)) as batches:
             async for batch in batches:
-                yield b"".join(frame for piece in batch for frame in answer.add(piece))
-        except Exception as error:  # the status is sent: what is left is to say it in the stream
+                for piece in batch:
+                    _exhaust(answer.add(piece))
+        _exhaust(answer.end())
+        self._metrics.done(work, answer.usage, time.monotonic() - started)
+        return answer.whole()
+
+    async def _stream(self, work: Work, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """The frames of a reply. What goes wrong before the first is raised, what comes later is told in a frame."""
+        started, begun = time.monotonic(), False
+        try:
+            async with aclosing(self._generate(work)) as batches:
+                async for batch in batches:
+                    opening = () if begun else answer.begin()
+                    begun = True
+                    yield b"".join([*opening, *(frame for piece in batch for frame in answer.add(piece))])
+        except Exception as error:
+            if not begun:
+                raise
             if not isinstance(error, ApiError):
                 _logger.exception("a reply failed")
             yield b"".join(answer.fail(_as_api_error(error)))
             return
         yield b"".join(answer.end())
         self._metrics.done(work, answer.usage, time.monotonic() - started)
+
+
+def _exhaust(frames: Iterable[bytes]) -> None:
+    """Let an answer take in what its frames would tell."""
+    for _ in frames:
+        pass
 
 
 def _json(body: object) -> Response:
@@ -200,14 +211,15 @@ class _EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, first: bytes, frames: AsyncGenerator[bytes, None]) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._frames = frames
+        self._first, self._frames = first, frames
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._frames) as frames:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": self._first, "more_body": True})
             async for data in frames:
                 if data:
                     await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -191,7 +191,8 @@ class ChatAnswer:
     def whole(self) -> dict[str, Any]:
         """A `chat.completion`."""
         choices = [choice.to_json(index, self._logprobs) for index, choice in enumerate(self._choices)]
-        return self._head("chat.completion") | {"choices": choices, "usage": self.usage.completion_json()}
+        body = self._head("chat.completion") | {"choices": choices, "usage": self.usage.completion_json()}
+        return body | self.usage.dropped_json()
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._work.model.name}
@@ -206,8 +207,10 @@ class ChatAnswer:
     ) -> bytes:
         content = {"content": logprobs, "refusal": None} if logprobs else None
         choice = {"index": index, "delta": delta, "logprobs": content, "finish_reason": finish_reason}
-        usage = {"usage": None} if self._include_usage else {}
-        return frame(self._head("chat.completion.chunk") | {"choices": [choice]} | usage)
+        more = {"usage": None} if self._include_usage else {}
+        if finish_reason is not None:
+            more |= self.usage.dropped_json()
+        return frame(self._head("chat.completion.chunk") | {"choices": [choice]} | more)
 
 
 class _Choice:

@@ -108,8 +108,10 @@ class CompletionAnswer:
         part = {"index": piece.index, "text": text, "logprobs": rendered, "finish_reason": chunk.finish_reason}
         choice.parts.append(part)
         if text or chunk.finish_reason or logprobs:
-            usage = {"usage": None} if self._include_usage else {}
-            yield frame(self._head | {"choices": [part]} | usage)
+            more = {"usage": None} if self._include_usage else {}
+            if chunk.finish_reason is not None:
+                more |= self.usage.dropped_json()
+            yield frame(self._head | {"choices": [part]} | more)
 
     def end(self) -> Iterator[bytes]:
         """Usage, where it was asked for, and the mark of the end."""
@@ -124,7 +126,7 @@ class CompletionAnswer:
     def whole(self) -> dict[str, Any]:
         """A `text_completion`."""
         choices = [choice.to_json(index) for index, choice in enumerate(self._choices)]
-        return self._head | {"choices": choices, "usage": self.usage.completion_json()}
+        return self._head | {"choices": choices, "usage": self.usage.completion_json()} | self.usage.dropped_json()
 
     def _render(self, entries: list[TokenLogprob], offset: int) -> dict[str, Any] | None:
         return None if self._request.logprobs is None else completion_logprobs(self._work.model, entries, offset)

@@ -94,6 +94,7 @@ class ResponseAnswer:
         status = "incomplete" if self._truncated else "completed"
         yield from self._close(status)
         self._response |= {"status": status, "output": self._output, "usage": self.usage.response_json()}
+        self._response |= self.usage.dropped_json()
         if self._truncated:
             self._response["incomplete_details"] = {"reason": "max_output_tokens"}
         else:
