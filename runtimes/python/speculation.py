@@ -1,0 +1,286 @@
+"""Lossless speculation: draft tokens by copying, check them in one forward, keep those the sampler picks too.
+
+Drafts cost nothing to make (`PromptLookup`) and something to check: a forward of several rows takes longer than one of
+one row. So a draft is as long as pays by two measurements: `ForwardCosts`, how long forwards of n rows take here, and
+`Acceptance`, how often a copied token came true. Both learn from what happens anyway: forwards are timed as they come,
+and what lookup predicts is compared with every token, drafted or not, so that trying costs nothing where it does not pay.
+"""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .prompt_lookup import Evidence, Prediction, PromptLookup
+
+__all__ = ["Acceptance", "ForwardCosts", "Speculator", "verify_draft"]
+
+MOST_DRAFTED = 15
+FIRST_DRAFT = 3
+# a draft must promise this much more speed than none: estimates err, and being wrong should not cost free text anything
+LEAST_GAIN = 1.05
+# time of a forward of n rows in units of one row, before anything is measured: SmolLM2-135M on ONNX Runtime, x86-64
+PRIOR_COSTS = {2: 1.35, 3: 1.5, 4: 1.65, 6: 2.0, 8: 2.3, 16: 3.5}
+_PRIOR_WEIGHT = 0.02
+_FORGET_BY_DRAFT = 0.85
+_FORGET_BY_ROW = 0.997
+_MOST_SURPRISE = 1.5
+_ONE_ROW_EVERY = 64
+# probability that a predicted token comes true, before any was compared: by evidence and by length of the match
+PRIOR_ACCEPTANCE: Mapping[Evidence, tuple[float, ...]] = {
+    "ambiguous": (0.1, 0.2, 0.3, 0.3, 0.3, 0.3),
+    "single": (0.25, 0.4, 0.5, 0.65, 0.8, 0.9),
+    "repeated": (0.5, 0.7, 0.8, 0.9, 0.9, 0.95),
+}
+_MATCH_LENGTHS = (1, 2, 3, 4, 6, 10)
+_ACCEPTANCE_WEIGHT = 4.0
+_ACCEPTANCE_MEMORY = 0.97
+
+
+class TokenSampler(Protocol):
+    """The part of `Sampler` that verification needs."""
+
+    def next(self, logits: NDArray[np.float32]) -> int:
+        """Pick a token and remember it."""
+        ...
+
+
+class TokenConstraint(Protocol):
+    """The part of a constraint that speculation needs."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing more can follow."""
+        ...
+
+    def mask(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits with minus infinity where a token would break the structure."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Go on by a token."""
+        ...
+
+    def count_valid(self, tokens: Sequence[int]) -> int:
+        """How many of the leading tokens the structure admits."""
+        ...
+
+
+def verify_draft(
+    logits: NDArray[np.float32], draft: Sequence[int], sampler: TokenSampler, constraint: TokenConstraint | None = None
+) -> list[int]:
+    """The tokens that plain decoding picks from these rows: those of the draft that it agrees with, and one more.
+
+    Each row is sampled as without a draft, and the first pick that is not the draft's ends the round. For a draft that
+    is certain of its tokens this is the rejection rule of Leviathan et al. (arXiv:2211.17192, algorithm 1): the drafted
+    token is kept with its probability p(x), else drawn from p without x. It draws one number a token, as plain decoding
+    does: the same seed gives the same tokens, as far as rows computed together agree with rows computed one by one.
+
+    Args:
+        logits: float32 [1 + drafted, vocab]: after the last token before the draft, then after each of the draft.
+        draft: The tokens fed after that last one; none is plain decoding.
+        sampler: Picks from each row, and remembers its picks.
+        constraint: Masks each row, and is told each pick; nothing is picked after it is complete.
+
+    Returns:
+        At least one token; all but the last are the draft's beginning.
+
+    Raises:
+        GenerationError: A row forbids every token, or holds NaN.
+        ValueError: There is not one row more than drafted tokens.
+    """
+    if len(logits) != 1 + len(draft):
+        raise ValueError(f"{len(logits)} rows of logits for a draft of {len(draft)}")
+    picked: list[int] = []
+    for row, drafted in zip(logits, (*draft, None), strict=True):
+        token = sampler.next(row if constraint is None else constraint.mask(row))
+        picked.append(token)
+        if constraint is not None:
+            constraint.accept(token)
+            if constraint.is_complete:
+                break
+        if token != drafted:
+            break
+    return picked
+
+
+class ForwardCosts:
+    """What a forward of several rows costs beside one of a single row, learned from the forwards that happen.
+
+    One row and several take different kernels, so the cost is one number for one row, the median of the latest, and a
+    straight line for several, fitted by least squares that forget. The prior is part of the fit. Belongs to a loaded
+    model: all its sessions teach it. Races between threads lose an observation at worst.
+    """
+
+    def __init__(self) -> None:
+        self._one_row: deque[float] = deque(maxlen=9)
+        self._one_row_s = 0.0
+        self._since_one_row = 0
+        self._measured = _NOTHING
+        self._prior = _NOTHING
+        for rows, cost in PRIOR_COSTS.items():
+            self._prior = _add(self._prior, 1.0, rows, cost, _PRIOR_WEIGHT)
+        self._fit()
+
+    @property
+    def wants_one_row(self) -> bool:
+        """Whether no forward of one row happened lately, to compare with."""
+        return not self._one_row or self._since_one_row >= _ONE_ROW_EVERY
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a forward of several rows happened lately."""
+        return self._measured[0] >= 0.5
+
+    def ratio(self, rows: int) -> float:
+        """Time of a forward of `rows` rows in units of one row."""
+        return 1.0 if rows == 1 else max(self._base + self._slope * rows, 1.0)
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learn from a forward.
+
+        A surprise counts in part: one interruption by another process is not what forwards cost.
+        """
+        if rows == 1:
+            self._one_row.append(seconds)
+            self._one_row_s, self._since_one_row = statistics.median(self._one_row), 0
+            self._measured = _add(self._measured, _FORGET_BY_ROW)
+        elif self._one_row:
+            self._since_one_row += 1
+            expected = self.ratio(rows)
+            cost = min(max(seconds / self._one_row_s, expected / _MOST_SURPRISE), expected * _MOST_SURPRISE)
+            self._measured = _add(self._measured, _FORGET_BY_DRAFT, rows, cost)
+        self._fit()
+
+    def _fit(self) -> None:
+        weight, rows, squares, costs, products = map(sum, zip(self._prior, self._measured, strict=True))
+        self._slope = max((weight * products - rows * costs) / (weight * squares - rows * rows), 0.0)
+        self._base = (costs - self._slope * rows) / weight
+
+
+_Moments: TypeAlias = tuple[float, float, float, float, float]  # sums of 1, rows, rows^2, cost and rows * cost
+_NOTHING: _Moments = (0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def _add(moments: _Moments, kept: float, rows: int = 0, cost: float = 0.0, weight: float = 1.0) -> _Moments:
+    """Moments that forget some, and an observation on top where one is given."""
+    count, total, squares, costs, products = (kept * moment for moment in moments)
+    if not rows:
+        return count, total, squares, costs, products
+    return (
+        count + weight,
+        total + weight * rows,
+        squares + weight * rows * rows,
+        costs + weight * cost,
+        products + weight * rows * cost,
+    )
+
+
+class Acceptance:
+    """How often a prediction comes true, by its evidence and the length of its match; old outcomes fade."""
+
+    def __init__(self) -> None:
+        self._total = {evidence: [_ACCEPTANCE_WEIGHT] * len(prior) for evidence, prior in PRIOR_ACCEPTANCE.items()}
+        self._hits = {kind: [_ACCEPTANCE_WEIGHT * p for p in prior] for kind, prior in PRIOR_ACCEPTANCE.items()}
+
+    def probability(self, prediction: Prediction) -> float:
+        """That the predicted token comes, if those predicted before it did."""
+        place = _place(prediction.match_length)
+        return self._hits[prediction.evidence][place] / self._total[prediction.evidence][place]
+
+    def observe(self, prediction: Prediction, token: int) -> None:
+        """Learn from what came."""
+        hits, total, place = (
+            self._hits[prediction.evidence],
+            self._total[prediction.evidence],
+            _place(prediction.match_length),
+        )
+        hits[place] = _ACCEPTANCE_MEMORY * hits[place] + (prediction.token == token)
+        total[place] = _ACCEPTANCE_MEMORY * total[place] + 1
+
+
+def _place(match_length: int) -> int:
+    return bisect_right(_MATCH_LENGTHS, match_length) - 1
+
+
+class Speculator:
+    """Speculation over one reply: what to draft next, and what came of it.
+
+    Args:
+        costs: Of the model, shared by its sessions.
+        tokens: The prompt.
+        end_tokens: Never drafted: the token after the last one drafted comes free.
+
+    Attributes:
+        drafted: Tokens proposed so far.
+        accepted: Those of them that became part of the reply.
+    """
+
+    def __init__(self, costs: ForwardCosts, tokens: Sequence[int], end_tokens: Iterable[int] = ()) -> None:
+        self._costs = costs
+        self._written: Sequence[int] = tokens
+        self._lookup: PromptLookup | None = None
+        self._end_tokens = frozenset(end_tokens)
+        self._acceptance = Acceptance()
+        self._limit = FIRST_DRAFT
+        self.drafted = 0
+        self.accepted = 0
+
+    def draft(self, most: int, constraint: TokenConstraint | None = None) -> list[int]:
+        """The tokens to check next, at most `most`; empty where none is likely enough to pay."""
+        drafted = self._likely(min(most, self._limit))
+        return drafted[: constraint.count_valid(drafted)] if constraint is not None and drafted else drafted
+
+    def record(self, draft: Sequence[int], picked: Sequence[int], seconds: float | None = None) -> None:
+        """Learn from a round.
+
+        Args:
+            draft: What `draft` returned; empty for a token by itself.
+            picked: What `verify_draft` made of it.
+            seconds: What the forward took; None for a prefill.
+        """
+        if seconds is not None:
+            self._costs.observe(1 + len(draft), seconds)
+        if draft:
+            accepted = len(picked) - 1
+            self.drafted += len(draft)
+            self.accepted += accepted
+            self._limit = min(2 * self._limit + 1, MOST_DRAFTED) if accepted == len(draft) else FIRST_DRAFT
+        if self._lookup is None:  # the first token is on its way to the reader: index after it
+            self._written = [*self._written, *picked]
+            return
+        for token in picked:
+            for prediction in islice(self._lookup.predictions(), 1):
+                self._acceptance.observe(prediction, token)
+            self._lookup.extend((token,))
+
+    def _indexed(self) -> PromptLookup:
+        if self._lookup is None:
+            self._lookup = PromptLookup(self._written)
+        return self._lookup
+
+    def _likely(self, most: int) -> list[int]:
+        """The draft of the highest expected speed: tokens a round over what its forward costs."""
+        costs, lookup = self._costs, self._indexed()
+        if costs.wants_one_row:
+            return []
+        most = most if costs.is_measured else min(most, 1)
+        best, length, tokens = LEAST_GAIN, 0, list[int]()
+        reached = expected = 1.0
+        for prediction in islice(lookup.predictions(), max(most, 0)):
+            if prediction.token in self._end_tokens:
+                break
+            tokens.append(prediction.token)
+            reached *= self._acceptance.probability(prediction)
+            expected += reached
+            speed = expected / costs.ratio(1 + len(tokens))
+            if speed > best:
+                best, length = speed, len(tokens)
+        return tokens[:length]
