@@ -102,7 +102,7 @@ TEXTS = ("", "{", "[]", "null", "1", '"text"', "{}", '{"schema_version": 1', "{'
 
 def suite() -> dict[str, Any]:
     """The file."""
-    cases = [*_opening(), *_fields(), *_schemas(), *_paths(), *_files(), *_texts()]
+    cases = [*_opening(), *_fields(), *_windows(), *_schemas(), *_paths(), *_files(), *_texts()]
     return {"suite": "manifest", "version": 1, "manifest": _manifest(), "files": FILES, "cases": cases}
 
 
@@ -173,6 +173,33 @@ def _fields() -> list[dict[str, Any]]:
         lost.append(_case(f"the program has no input {name}", _refused("field"), (*P, "inputs", name), REMOVED))
     lost.append(_case("the program has no output logits", _refused("field"), (*P, "outputs", "logits"), REMOVED))
     return [*lost, *wrong]
+
+
+def _windows() -> list[dict[str, Any]]:
+    """A program slides if and only if it has positions, a window shorter than its context and the input for them."""
+    takes: tuple[At, Any] = ((*P, "inputs", "first_position"), "first_position")
+    opens: tuple[tuple[str, int | None, int | None, bool], ...] = (
+        ("with a window alone", 32, None, False),
+        ("with a window and no position", 32, 0, False),
+        ("with no window", 0, 0, False),
+        ("that slides", 32, 4096, True),
+    )
+    refused: tuple[tuple[str, int | None, int | None, bool], ...] = (
+        ("with positions and no input for them", 32, 4096, False),
+        ("with an input for positions that it has not", 32, None, True),
+        ("with positions and no window", None, 4096, True),
+        ("with a window as long as the context", 256, 4096, True),
+        ("with a window below 0", -1, None, False),
+        ("with positions below 0", 32, -1, True),
+    )
+    found = []
+    for rows, expect in ((opens, {"opens": True}), (refused, _refused("field"))):
+        for name, window, positions, has_input in rows:
+            stated = {"window": window, "positions": positions}
+            pairs: list[tuple[At, Any]] = [((*P, key), value) for key, value in stated.items() if value is not None]
+            changes = [{"at": list(at), "set": value} for at, value in [*pairs, *([takes] if has_input else [])]]
+            found.append({"name": f"a program {name}", "changes": changes, "expect": expect})
+    return found
 
 
 def _schemas() -> list[dict[str, Any]]:
