@@ -35,7 +35,7 @@ _LIMITS = np.where(_BITS == 1, np.float32(np.inf), np.float32(-np.inf))  # for e
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A grammar in llguidance's own JSON form; `name` is what errors call it."""
+    """A grammar as llguidance takes it, Lark or JSON; `name` is what errors call it."""
 
     text: str
     name: str
