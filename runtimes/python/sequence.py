@@ -53,7 +53,10 @@ class TokenSequence:
     @property
     def chunk(self) -> int:
         """Most tokens of one forward."""
-        return min(PREFILL_CHUNK, self._context - self._window + 1) if self.slides else PREFILL_CHUNK
+        if not self.slides:
+            return PREFILL_CHUNK
+        room = self._context - self._window + 1
+        return min(PREFILL_CHUNK, max(room // 2, min(room, LEAST_ROWS)))
 
     def usable_prefix(self, prompt: Sequence[int]) -> int:
         """How many leading tokens of a prompt need not be computed again, with what is cached here.
@@ -169,10 +172,13 @@ class TokenSequence:
             return logits
 
     def _make_room(self, new: int) -> None:
-        """Let go of all but what the new tokens see, where they do not fit the cache: seldom, and then much at once."""
-        cached = self._decoder.length
-        unseen = cached - (self._window - 1)
-        if cached + new > self._context and unseen > 0:
+        """Let go of what the new tokens do not see, where they do not fit the cache: seldom, and then much at once.
+
+        Half of what could go stays, so that the end of a reply can be taken back.
+        """
+        cached, seen = self._decoder.length, self._window - 1
+        if cached + new > self._context:
+            unseen = cached - seen - (self._context - seen - new) // 2
             self._decoder.forget(unseen)
             self.forgotten += unseen
 
