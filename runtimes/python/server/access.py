@@ -82,7 +82,7 @@ class Door:
         """Names only: a page that reached us through a rebound name sends that name, never an address."""
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         name = name.lower().rstrip(".")
-        if name in ("localhost", *self._settings.hosts):
+        if name in ("localhost", *map(str.lower, self._settings.hosts)):
             return True
         try:
             ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))

@@ -30,7 +30,7 @@ class Settings:
     slots: int = 4
     max_queue: int = 64
     timeout_s: float = 600.0
-    max_body_bytes: int = 4_000_000
+    max_body_bytes: int = 1_000_000
     body_timeout_s: float = 30.0
     buffer_bytes: int = 1_000_000
     stall_s: float = 30.0
