@@ -63,7 +63,7 @@ def test_second_moments_equal_transformers(case: str, tiny_model: Any, tmp_path:
     directory = tiny_model(model_type, **changes)
     generator = np.random.default_rng(7)
     texts = [generator.integers(0, 256, length).tolist() for length in (70, 30, 10)]
-    found = {}
+    found: dict[str, Any] = {}
     for some in second_moments(open_source(directory), texts, tmp_path):
         found.update(some)
     expected = reference_moments(directory, texts)
