@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from edgekit.config import ModelConfig
 from edgekit.errors import SourceError, UnsupportedError
-from edgekit.registry import ARCHITECTURES, load_attribute
+from edgekit.registry import ARCHITECTURES, MULTIMODAL, load_attribute
 from edgekit.source import Provenance, Source, Tensor, TokenizerFiles, part_shapes, require_supported
 
 from .architectures.fields import ConfigFields
@@ -18,6 +21,7 @@ __all__ = ["assemble_source"]
 # Left-overs that published checkpoints carry and no model reads.
 _UNUSED = re.compile(r"(rotary_emb\.inv_freq|rope_freqs\.weight|rope_factors_(long|short)\.weight|\.masked_bias)$")
 _SAFETENSORS_FLOATS = {"F64", "F32", "F16", "BF16"}
+COMPARED_ROWS = 64  # a head that was trained apart differs in every row
 _LAYER = re.compile(r"layers\.(\d+)\.(\w+)")
 
 
@@ -29,6 +33,7 @@ def assemble_source(
     *,
     provenance: Provenance,
     weight_files: tuple[Path, ...],
+    notes: tuple[str, ...] = (),
 ) -> Source:
     """Describe the model and give each of its roles the tensors that make it up.
 
@@ -36,6 +41,7 @@ def assemble_source(
         config: A Hugging Face config, or a GGUF's metadata put in its words.
         origin: The file the config came from, for errors.
         tensors: By Hugging Face name.
+        notes: What the reader has to say about the checkpoint.
 
     Raises:
         UnsupportedError: The architecture is not described, or the checkpoint has tensors that it does not use or that are
@@ -44,9 +50,12 @@ def assemble_source(
     """
     fields = ConfigFields(config, origin)
     model_type = fields.text("model_type")
-    require_supported("architecture", model_type, ARCHITECTURES)
+    require_supported("architecture", model_type, ARCHITECTURES, also=MULTIMODAL)
     architecture = load_attribute(ARCHITECTURES[model_type])
     description: ModelConfig = architecture.describe(fields)
+    if description.tied_embeddings and _has_own_head(description, architecture.NAMES, tensors):
+        description = replace(description, tied_embeddings=False)
+        notes += ("the head differs from the embedding and is kept, though the config says that they are one",)
     parts = {
         role: _parts_of(description, role, shape, architecture.NAMES, tensors)
         for role, shape in part_shapes(description).items()
@@ -55,7 +64,16 @@ def assemble_source(
     if provenance.kind == "safetensors":  # a GGUF's types are checked as it is read
         _check_types(parts)
     _check_tokenizer(description, tokenizer)
-    return Source(description, tokenizer, parts, provenance, weight_files)
+    return Source(description, tokenizer, parts, provenance, weight_files, notes)
+
+
+def _has_own_head(config: ModelConfig, names: Mapping[str, tuple[str, ...]], tensors: Mapping[str, Tensor]) -> bool:
+    """True where the head is no copy of the embedding: transformers then believes the weights, not the config."""
+    head, embedding = (tensors.get(names[role][0]) for role in ("head", "embedding"))
+    if not head or not embedding or not head.shape == embedding.shape == (config.vocab_size, config.hidden_size):
+        return False
+    rows = range(0, config.vocab_size, max(config.vocab_size // COMPARED_ROWS, 1))
+    return any(not np.array_equal(head.read(row, row + 1), embedding.read(row, row + 1)) for row in rows)
 
 
 def _parts_of(
@@ -93,10 +111,14 @@ def _checked(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -
 def _check_all_used(
     config: ModelConfig, parts: Mapping[str, tuple[Tensor, ...]], tensors: Mapping[str, Tensor]
 ) -> None:
-    used = {tensor.name for tensors_of_role in parts.values() for tensor in tensors_of_role}
-    if config.tied_embeddings:
-        used |= {"lm_head.weight", "output.weight"}  # a copy of the embedding that the config says to ignore
-    unknown = sorted(name for name in tensors if name not in used and not _UNUSED.search(name))
+    used = {id(tensor) for tensors_of_role in parts.values() for tensor in tensors_of_role}
+    # A copy of the embedding that the config says to ignore.
+    ignored = {"lm_head.weight", "output.weight"} if config.tied_embeddings else set()
+    unknown = sorted(
+        tensor.name
+        for name, tensor in tensors.items()
+        if id(tensor) not in used and name not in ignored and not _UNUSED.search(name)
+    )
     if unknown:
         raise UnsupportedError(
             f"tensor {unknown[0]} has no place in a {config.model_type} decoder ({len(unknown)} such tensors)",

@@ -37,7 +37,10 @@ _DAMAGED = "the file is damaged or the download incomplete; fetch it again"
 _MOST_ROPE_FACTORS = 4096  # one for each pair of a head
 # Where llama.cpp and transformers differ on what an absent key means: null is llama.cpp's reading.
 _ABSENT = dict.fromkeys(
-    ("head_dim", "max_position_embeddings", "num_key_value_heads", "original_max_position_embeddings")
+    (
+        *("head_dim", "hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads"),
+        *("num_hidden_layers", "num_key_value_heads", "original_max_position_embeddings"),
+    )
 )
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 # Files name one end token of several; llama.cpp knows the others by their text, whatever the metadata say.

@@ -12,7 +12,7 @@ from .from_safetensors import open_directory
 
 __all__ = ["open_hub"]
 
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md"]
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "README.md"]
 _IGNORED = ["consolidated*", "*/*"]  # second copies of the weights, as Mistral publishes, and other formats'
 
 

@@ -21,8 +21,10 @@ from edgekit.errors import SourceError, UnsupportedError
 from edgekit.source import Provenance, Source, StoredBlocks, Tensor
 
 from .assemble import assemble_source
-from .hf_tokenizer import read_json, read_licence, tokenizer_from_directory
+from .hf_tokenizer import read_licence, tokenizer_from_directory
+from .json_files import read_json
 from .positional_file import PositionalFile
+from .text_part import text_part
 
 __all__ = ["SafetensorsTensor", "open_directory", "read_header"]
 
@@ -172,7 +174,7 @@ def open_directory(directory: str | Path, *, name: str | None = None, revision: 
         SourceError, UnsupportedError: See `edgekit.source.open_source`.
     """
     directory = Path(directory)
-    config = read_json(directory / "config.json")
+    config: Mapping[str, Any] = read_json(directory / "config.json")
     _refuse_quantized(config)
     files = _weight_files(directory)
     tensors: dict[str, Tensor] = {}
@@ -186,11 +188,10 @@ def open_directory(directory: str | Path, *, name: str | None = None, revision: 
             )
         tensors |= found
     _check_index(directory, files, tensors)
+    config, origin, kept, notes = text_part(config, str(directory / "config.json"), tensors)
     tokenizer = tokenizer_from_directory(directory, config)
     provenance = Provenance("safetensors", name or directory.resolve().name, revision, read_licence(directory))
-    return assemble_source(
-        config, str(directory / "config.json"), tensors, tokenizer, provenance=provenance, weight_files=files
-    )
+    return assemble_source(config, origin, kept, tokenizer, provenance=provenance, weight_files=files, notes=notes)
 
 
 def _refuse_quantized(config: Mapping[str, object]) -> None:

@@ -39,6 +39,7 @@ _KEYS: Mapping[str, str] = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
     "sliding_window": "attention.sliding_window",
+    "sliding_window_pattern": "attention.sliding_window_pattern",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
     "rope_local_base_freq": "rope.freq_base_swa",
@@ -106,6 +107,9 @@ def hugging_face_config(
     values["rope_scaling"] = _rope_scaling(metadata, architecture, rope_factors)
     if values.get("sliding_window") == 0:  # llama.cpp writes zero for none
         values["sliding_window"] = None
+    if model_type == "gemma3_text" and not values.get("sliding_window"):
+        # llama.cpp: full attention in every layer, all rotated as the global ones are.
+        values |= {"sliding_window": None, "sliding_window_pattern": 1}
     head_dim, rotated = _head_dim(values), metadata.get(f"{architecture}.rope.dimension_count")
     if isinstance(rotated, int) and head_dim and rotated != head_dim:
         values["partial_rotary_factor"] = rotated / head_dim
@@ -144,6 +148,8 @@ def _rope_scaling(
     kind = metadata.get(prefix + "type", "none")
     if kind == "none":
         return None
+    if kind == "dynamic":  # a Hugging Face type; llama.cpp has none of that name
+        raise UnsupportedError("rope type 'dynamic' is not known in a GGUF", hint="use the model's safetensors")
     for key in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
         if metadata.get(prefix + key, 1.0) != 1.0:
             raise UnsupportedError(

@@ -24,7 +24,7 @@ Where readers of GGUF disagree, the rules that the model was trained with decide
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from edgekit.errors import SourceError, UnsupportedError
 
@@ -41,10 +41,17 @@ from .gguf_vocabulary import (
     read_token_id,
     read_vocabulary,
 )
+from .tokenizer_document import (
+    BYTE_LEVEL,
+    bpe_model,
+    split_pre_tokenizer,
+    tokenizer_document,
+    wrapping_post_processor,
+)
 
-__all__ = ["tokenizer_json"]
+__all__ = ["SPACE", "tokenizer_json"]
 
-_SPACE = "\u2581"
+SPACE = "\u2581"
 _SENTENCEPIECE_MODELS = ("gemma4", "llama")
 _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _PHI3_KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")
@@ -85,17 +92,12 @@ def _byte_level(metadata: Mapping[str, object]) -> dict[str, object]:
         raise SourceError(
             "GGUF metadata tokenizer.ggml.merges is missing", hint="convert the model again with a current llama.cpp"
         )
-    splits = [
-        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-        for regex in rules.splits
-    ]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return _document(
+    return tokenizer_document(
         added_tokens=_added_tokens(metadata, vocabulary),
-        pre_tokenizer={"type": "Sequence", "pretokenizers": [*splits, byte_level]},
+        pre_tokenizer=split_pre_tokenizer(rules.splits),
         post_processor=_post_processor(metadata, vocabulary, add_bos=rules.add_bos),
-        decoder=byte_level,
-        model=_bpe(vocabulary, merges, ignore_merges=rules.ignore_merges),
+        decoder=BYTE_LEVEL,
+        model=bpe_model(vocabulary.ids, merges, ignore_merges=rules.ignore_merges),
     )
 
 
@@ -124,22 +126,22 @@ def _sentencepiece(metadata: Mapping[str, object]) -> dict[str, object]:
         # Gemma's scores do not follow the order in which its merges were learned; the ids do.
         merges = _derive_merges(vocabulary, [0.0] * len(scores) if gemma else scores)
     prefix = read_flag(metadata, "add_space_prefix", not gemma)
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     decoders: list[dict[str, object]] = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
     if prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    normalizers = [{"type": "Prepend", "prepend": _SPACE}, replace] if prefix else [replace]
-    return _document(
+    normalizers = [{"type": "Prepend", "prepend": SPACE}, replace] if prefix else [replace]
+    return tokenizer_document(
         added_tokens=_added_tokens(metadata, vocabulary, strip_right=architecture == "phi3"),
         normalizer={"type": "Sequence", "normalizers": normalizers},
         post_processor=_post_processor(metadata, vocabulary, add_bos=True),
         decoder={"type": "Sequence", "decoders": decoders},
-        model=_bpe(
-            vocabulary,
+        model=bpe_model(
+            vocabulary.ids,
             merges,
             unk_token=_unknown(metadata, vocabulary),
             byte_fallback=_BYTES.issubset(vocabulary.ids),
@@ -161,7 +163,7 @@ def _respell_spaces(vocabulary: Vocabulary) -> Vocabulary:
     ids = dict(vocabulary.ids)
     tokens = list(vocabulary.tokens)
     for index, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
-        plain = token.replace(_SPACE, " ")
+        plain = token.replace(SPACE, " ")
         if kind == USER_DEFINED and plain != token and plain not in ids:
             del ids[token]
             ids[plain] = index
@@ -220,12 +222,7 @@ def _post_processor(
 ) -> dict[str, object] | None:
     bos = _wrapper(metadata, vocabulary, "bos", "<s>", default=add_bos)
     eos = _wrapper(metadata, vocabulary, "eos", "</s>", default=False)
-    if not bos and not eos:
-        return None
-    single = [*_template(bos, 0), {"Sequence": {"id": "A", "type_id": 0}}, *_template(eos, 0)]
-    pair = [*single, *_template(bos, 1), {"Sequence": {"id": "B", "type_id": 1}}, *_template(eos, 1)]
-    special = {text: {"id": text, "ids": [vocabulary.ids[text]], "tokens": [text]} for text in sorted({*bos, *eos})}
-    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    return wrapping_post_processor(bos, eos, vocabulary.ids)
 
 
 def _wrapper(
@@ -245,52 +242,3 @@ def _wrapper(
         f"GGUF metadata tokenizer.ggml.{flag} asks for a token that tokenizer.ggml.{name}_token_id does not name",
         hint="convert the model again with a current llama.cpp",
     )
-
-
-def _template(texts: Iterable[str], type_id: int) -> list[dict[str, object]]:
-    return [{"SpecialToken": {"id": text, "type_id": type_id}} for text in texts]
-
-
-def _bpe(
-    vocabulary: Vocabulary,
-    merges: list[tuple[str, str]],
-    *,
-    unk_token: str | None = None,
-    byte_fallback: bool = False,
-    ignore_merges: bool = False,
-) -> dict[str, object]:
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": unk_token,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        # SentencePiece gives one unknown token for a run of unknown characters.
-        "fuse_unk": unk_token is not None,
-        "byte_fallback": byte_fallback,
-        "ignore_merges": ignore_merges,
-        "vocab": dict(sorted(vocabulary.ids.items(), key=lambda item: item[1])),
-        "merges": merges,
-    }
-
-
-def _document(
-    *,
-    added_tokens: list[dict[str, object]],
-    model: dict[str, object],
-    decoder: dict[str, object],
-    post_processor: dict[str, object] | None,
-    normalizer: dict[str, object] | None = None,
-    pre_tokenizer: dict[str, object] | None = None,
-) -> dict[str, object]:
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added_tokens,
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": post_processor,
-        "decoder": decoder,
-        "model": model,
-    }

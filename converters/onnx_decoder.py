@@ -17,13 +17,25 @@ from edgekit.config import LayerConfig, ModelConfig, RopeConfig
 from edgekit.graph import CacheLayout
 from edgekit.plan import WeightPlan
 
+from .onnx_attention import AttentionHeads, rotation_is_fused
 from .onnx_graph import MICROSOFT, GraphBuilder, Region
 
-__all__ = ["INPUTS", "OUTPUTS", "EmittedDecoder", "WeightRegions", "cache_layout", "emit_decoder"]
+__all__ = [
+    "HIDDEN",
+    "INPUTS",
+    "OUTPUTS",
+    "EmittedDecoder",
+    "WeightRegions",
+    "cache_layout",
+    "emit_decoder",
+    "emit_layer",
+]
 
 INPUTS = {"tokens": "input_ids", "length": "total_length", "logits_start": "logits_start"}
 ROPE_LENGTH, FIRST_POSITION = "rope_length", "first_position"
+QUERY_GROWTH = "query_growth"
 OUTPUTS = {"logits": "logits"}
+HIDDEN = "hidden"
 _END = np.array([np.iinfo(np.int64).max], np.int64)
 
 
@@ -38,17 +50,18 @@ class WeightRegions:
 
 @dataclass(slots=True)
 class EmittedDecoder:
-    """A finished graph and the regions that must be filled."""
+    """A finished graph and the regions that must be filled; `factors`: the value that each matrix is multiplied with."""
 
     builder: GraphBuilder
     weights: dict[str, WeightRegions] = field(default_factory=dict)
     tables: dict[RopeConfig, tuple[Region, Region]] = field(default_factory=dict)
+    factors: dict[str, str] = field(default_factory=dict)
 
 
 def cache_layout(config: ModelConfig, activation_bits: int) -> CacheLayout:
     """The key-value cache of an emitted decoder."""
     dtype = "float16" if activation_bits == 16 else "float32"
-    return CacheLayout(len(config.layers), config.attention.kv_heads, config.attention.head_dim, dtype)
+    return CacheLayout(len(config.layers), config.attention.kv_heads, config.attention.stored_head_dim, dtype)
 
 
 def emit_decoder(
@@ -74,6 +87,17 @@ def emit_decoder(
     return _Emitter(config, weights, context, activation_bits, accuracy_level, data_file).emit()
 
 
+def emit_layer(
+    config: ModelConfig, weights: Mapping[str, WeightPlan], index: int, *, context: int, data_file: str
+) -> tuple[EmittedDecoder, str, str]:
+    """Emit one layer in full precision, from `HIDDEN` [1, new, hidden] on, with all its matrices' factors as outputs.
+
+    Returns:
+        The layer, the name of the residual stream after it, and that of this stream normed for what follows.
+    """
+    return _Emitter(config, weights, context, 32, 0, data_file).emit_one(index)
+
+
 class _Emitter:
     def __init__(
         self,
@@ -92,10 +116,13 @@ class _Emitter:
         self.emitted = EmittedDecoder(self.graph)
         self.slides = config.positions(context) > 0
         self.positions = config.positions(context) or context
+        self.heads = AttentionHeads(self.graph, config.attention)
+        self.fused_rotation = rotation_is_fused(config)
+        self.grows = bool(config.attention.query_growth) and self.positions > config.attention.query_growth_context
         self.position_ids = ""
 
     def emit(self) -> EmittedDecoder:
-        self._declare_inputs()
+        self._declare_inputs(range(len(self.config.layers)))
         hidden = self._embed()
         residual, normed = (
             hidden,
@@ -106,16 +133,25 @@ class _Emitter:
         self._logits(normed)
         return self.emitted
 
-    def _declare_inputs(self) -> None:
+    def emit_one(self, index: int) -> tuple[EmittedDecoder, str, str]:
+        self._declare_inputs(range(index, index + 1))
+        hidden = self.graph.input(HIDDEN, self.float_type, [1, "new", self.config.hidden_size])
+        normed = self._norm(hidden, f"layers.{index}.attention_norm")
+        residual, normed = self._layer(index, self.config.layers[index], hidden, normed)
+        for value in {residual, normed, *self.emitted.factors.values()}:
+            self.graph.output(value, self.float_type, [1, "new", f"{value}.columns"])
+        return self.emitted, residual, normed
+
+    def _declare_inputs(self, layers: range) -> None:
         graph, layout = self.graph, cache_layout(self.config, 32)
         graph.input(INPUTS["tokens"], TensorProto.INT64, [1, "new"])
         graph.input(INPUTS["length"], TensorProto.INT32, [])
         graph.input(INPUTS["logits_start"], TensorProto.INT64, [1])
         last = graph.op("Sub", [INPUTS["length"], graph.constant("one", np.array(1, np.int32))], "last_position")
         graph.op("Reshape", [last, graph.constant("shape_1", np.array([1], np.int64))], "sequence_lengths")
-        if self.config.longrope_switch or self.slides:
+        if self.config.longrope_switch or self.grows or self.slides or not self.fused_rotation:
             self._choose_positions()
-        for index in range(layout.layers):
+        for index in layers:
             for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
                 heads, size = layout.kv_heads, layout.head_dim
                 graph.input(past.format(index), self.float_type, [1, heads, "past", size])
@@ -124,7 +160,7 @@ class _Emitter:
         graph.constant("axis_1", np.array([1], np.int64))
 
     def _choose_positions(self) -> None:
-        """Row numbers in the rotary tables, int64 [1, new], where the attention can't count for itself.
+        """The new tokens' rows in the rotary tables, int64 [1, new], and by how much their queries grow, [1, new, 1].
 
         With long factors the tables have a second half, for sequences past the original context. Where the cache slides,
         its oldest token is not the sequence's first.
@@ -135,12 +171,24 @@ class _Emitter:
         if self.slides:
             graph.input(FIRST_POSITION, TensorProto.INT64, [])
             end = graph.op("Add", [end, FIRST_POSITION], "end_position")
+        start = graph.op("Sub", [end, count], "start_position")
+        rows = graph.op("Range", [start, end, graph.constant("one_64", np.array(1, np.int64))], "positions")
+        if self.grows:
+            self._grow_queries(rows)
         if self.config.longrope_switch:
-            end = graph.op("Add", [end, self._first_row()], "end_row")
-        start = graph.op("Sub", [end, count], "start_row")
-        rows = graph.op("Range", [start, end, graph.constant("one_64", np.array(1, np.int64))], "rows")
+            rows = graph.op("Add", [rows, self._first_row()], "rows")
         shape = graph.constant("shape_1_all", np.array([1, -1], np.int64))
         self.position_ids = graph.op("Reshape", [rows, shape], "position_ids")
+
+    def _grow_queries(self, positions: str) -> None:
+        graph, attention = self.graph, self.config.attention
+        context = graph.constant("query_growth_context", np.array(attention.query_growth_context, np.int64))
+        times = graph.op("Cast", [graph.op("Div", [positions, context], "times_over")], "times", to=self.float_type)
+        one = self._scalar("one_float", 1.0)
+        grown = graph.op("Log", [graph.op("Add", [times, one], "times_more")], "log_times")
+        scaled = graph.op("Mul", [grown, self._scalar("query_growth_rate", attention.query_growth)], "grown")
+        shape = graph.constant("shape_1_all_1", np.array([1, -1, 1], np.int64))
+        graph.op("Reshape", [graph.op("Add", [scaled, one], "growths"), shape], QUERY_GROWTH)
 
     def _first_row(self) -> str:
         """The row of position 0 in the half of the rotary tables that applies."""
@@ -194,44 +242,52 @@ class _Emitter:
         return total, normed
 
     def _attention(self, name: str, index: int, layer: LayerConfig, normed: str) -> str:
+        """The heads' outputs side by side, [1, new, heads * head_dim]."""
         attention, layout = self.config.attention, cache_layout(self.config, 32)
-        rotation = ["", "", ""]
-        if layer.rope:
-            cosine, sine = self._rope_tables(layer.rope)
-            rotation = [cosine.name, sine.name, self.position_ids]
+        rotation = self._rotation(layer) if self.fused_rotation else []
         inputs = [
-            *self._query_key_value(name, self._linear(name + "qkv", normed)),
+            *self._query_key_value(name, layer, self._linear(name + "qkv", normed)),
             layout.past_key.format(index), layout.past_value.format(index),
             "sequence_lengths", INPUTS["length"], *rotation,
         ]  # fmt: skip
         while not inputs[-1]:
             inputs.pop()
         outputs = [name + "attended", layout.present_key.format(index), layout.present_value.format(index)]
-        return self.graph.op(
+        attended = self.graph.op(
             "GroupQueryAttention", inputs, outputs, domain=MICROSOFT,
             num_heads=attention.heads, kv_num_heads=attention.kv_heads, scale=attention.scale,
-            do_rotary=int(layer.rope is not None), local_window_size=layer.window or -1, softcap=attention.softcap,
+            do_rotary=int(bool(rotation)), local_window_size=layer.window or -1, softcap=attention.softcap,
         )  # fmt: skip
+        return self.heads.without_padding(attended)
 
-    def _query_key_value(self, name: str, packed: str) -> list[str]:
-        """The attention's first three inputs: packed in one, or apart where query and key heads are normed.
+    def _rotation(self, layer: LayerConfig) -> list[str]:
+        """The layer's cosine and sine tables and the rows to take; empty for a layer without positions."""
+        if not layer.rope:
+            return []
+        cosine, sine = self._rope_tables(layer.rope)
+        return [cosine.name, sine.name, self.position_ids]
 
-        The operator has inputs for those norms, but its CPU kernel refuses them (ONNX Runtime 1.31).
+    def _query_key_value(self, name: str, layer: LayerConfig, packed: str) -> list[str]:
+        """The attention's first three inputs: packed in one, or apart where something is done to the heads before.
+
+        The operator has inputs for norms of query and key, but its CPU kernel refuses them (ONNX Runtime 1.31).
         """
-        attention = self.config.attention
-        if not attention.query_key_norm:
+        heads, attention = self.heads, self.config.attention
+        rotation = [] if self.fused_rotation else self._rotation(layer)
+        if not (attention.query_key_norm or rotation or heads.padding or self.grows):
             return [packed, "", ""]
-        rows = [heads * attention.head_dim for heads in (attention.heads, attention.kv_heads, attention.kv_heads)]
-        parts = [name + part for part in ("query", "key", "value")]
-        sizes = self.graph.shared_constant("qkv_sizes", np.array(rows, np.int64))
-        self.graph.op("Split", [packed, sizes], parts, axis=-1)
-        heads_shape = self.graph.shared_constant("heads_shape", np.array([0, 0, -1, attention.head_dim], np.int64))
-        flat_shape = self.graph.shared_constant("flat_shape", np.array([0, 0, -1], np.int64))
-        for position, norm in enumerate(("query_norm", "key_norm")):
-            heads = self.graph.op("Reshape", [parts[position], heads_shape], f"{parts[position]}.heads")
-            normed = self._norm(heads, name + norm)
-            parts[position] = self.graph.op("Reshape", [normed, flat_shape], f"{parts[position]}.flat")
-        return parts
+        query, key, value = heads.split(packed, [name + part for part in ("query", "key", "value")])
+        if attention.query_key_norm:
+            query, key = (
+                heads.flat(self._norm(heads.apart(part), name + norm), f"{part}.flat")
+                for part, norm in ((query, "query_norm"), (key, "key_norm"))
+            )
+        if layer.rope and rotation:
+            query = heads.rotated(query, attention.heads, layer.rope.dim, rotation)
+            key = heads.rotated(key, attention.kv_heads, layer.rope.dim, rotation)
+        if self.grows:
+            query = self.graph.op("Mul", [query, QUERY_GROWTH], f"{query}.grown")
+        return [heads.padded(part) for part in (query, key, value)]
 
     def _mlp(self, name: str, normed: str) -> str:
         both = self._linear(name + "gate_up", normed)
@@ -266,6 +322,7 @@ class _Emitter:
         """value times the role's weight, and its bias where it has one."""
         form, regions = self.weights[role].format, self._regions(role)
         output = output or role
+        self.emitted.factors[role] = value
         bias = self._vector(role + "_bias") if role + "_bias" in self.weights else ""
         if form.is_float:
             product = f"{output}.product" if bias else output

@@ -8,7 +8,7 @@ than those of small ones: as ggml's `make_qx_quants`.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgekit.quant import WeightFormat
 from edgekit.source import StoredBlocks
 
-__all__ = ["QuantizedRows", "carry_over", "dequantize", "quantize"]
+__all__ = ["QuantizedRows", "carry_over", "dequantize", "fit_blocks", "pack", "quantize"]
 
 # Ranges tried, as parts of the block's own; at 8 bits a step is so fine that only its phase matters.
 _RANGES = {4: (1.03, 0.97), 8: (1.0, 1.003, 0.997)}
@@ -68,9 +68,9 @@ def quantize(weights: Floats, form: WeightFormat) -> QuantizedRows:
         part = slice(start, start + step)
         error += _quantize_tile(flat[part], form, values[part], scales[part], zero_points[part])
     return QuantizedRows(
-        _pack(values.reshape(rows, blocks, form.block_size), form.bits),
+        pack(values.reshape(rows, blocks, form.block_size), form.bits),
         scales.reshape(rows, blocks),
-        None if form.symmetric else _pack(zero_points.reshape(rows, blocks), form.bits),
+        None if form.symmetric else pack(zero_points.reshape(rows, blocks), form.bits),
         error,
         float(np.vdot(flat, flat)),
     )
@@ -82,7 +82,7 @@ def carry_over(stored: StoredBlocks) -> QuantizedRows:
     values = stored.values.reshape(rows, -1, stored.block_size)
     centred = values.astype(np.float32) - np.float32(1 << (stored.bits - 1))
     weight = float(np.sum(np.square(centred).sum(-1) * np.square(stored.scales)))
-    return QuantizedRows(_pack(values, stored.bits), stored.scales, None, 0.0, weight)
+    return QuantizedRows(pack(values, stored.bits), stored.scales, None, 0.0, weight)
 
 
 def dequantize(rows: QuantizedRows, form: WeightFormat, columns: int) -> Floats:
@@ -97,12 +97,44 @@ def dequantize(rows: QuantizedRows, form: WeightFormat, columns: int) -> Floats:
     return weights.reshape(len(weights), -1)[:, :columns]
 
 
+def fit_blocks(
+    weights: Floats, form: WeightFormat, importance: Floats, ranges: Sequence[float]
+) -> tuple[Floats, Floats]:
+    """Scales and zero points of each block, float32 [rows, blocks], of least squared error.
+
+    Args:
+        weights: float32 [rows, columns].
+        form: A block format.
+        importance: float32 [columns]: what an error in each column counts.
+        ranges: Tried for each block, as parts of its own.
+    """
+    rows, columns = weights.shape
+    blocks, size = -(-columns // form.block_size), form.block_size
+    if columns % size:
+        weights = np.pad(weights, ((0, 0), (0, blocks * size - columns)))
+        importance = np.pad(importance, (0, blocks * size - columns))
+    scales, zero_points = np.empty((rows, blocks), np.float32), np.empty((rows, blocks), np.float32)
+    step = max(_TILE_ELEMENTS // (blocks * size), 1)
+    of_columns = np.tile(importance.reshape(blocks, size).T, step)
+    for start in range(0, rows, step):
+        part = weights[start : start + step]
+        tile = np.ascontiguousarray(part.reshape(-1, size).T)
+        found = _best_fit(tile, of_columns[:, : tile.shape[1]], form, ranges, np.empty_like(tile), np.empty_like(tile))
+        for whole, values in zip((scales, zero_points), found, strict=True):
+            whole[start : start + step] = values.reshape(len(part), blocks)
+    return scales, zero_points
+
+
 def _quantize_tile(tile: Floats, form: WeightFormat, values: Bytes, scales: Floats, zero_points: Bytes) -> float:
     """Quantize blocks [blocks, block_size] into the given arrays; the sum of squared errors."""
     weights = np.ascontiguousarray(tile.T)  # blocks side by side: every reduction runs over contiguous memory
     levels, product = np.empty_like(weights), np.empty_like(weights)
     top = np.float32((1 << form.bits) - 1)
-    best_scale, best_zero_point = _best_fit(weights, form, levels, product)
+    # An error counts 1 + weight^2 / (mean square of the block): large weights carry most of the function.
+    importance = weights * weights
+    importance *= np.float32(form.block_size) / np.maximum(np.add.reduce(importance, axis=0), _SMALLEST)
+    importance += 1
+    best_scale, best_zero_point = _best_fit(weights, importance, form, _RANGES[form.bits], levels, product)
     _round(weights, best_scale, best_zero_point, top, levels)
     np.add(levels, best_zero_point, out=product)
     values[...] = product.astype(np.uint8).T
@@ -112,16 +144,14 @@ def _quantize_tile(tile: Floats, form: WeightFormat, values: Bytes, scales: Floa
     return float(np.vdot(levels, levels))
 
 
-def _best_fit(weights: Floats, form: WeightFormat, levels: Floats, product: Floats) -> tuple[Floats, Floats]:
-    """(scale, zero point) of the best candidate for each block; `levels` and `product` are for temporaries."""
+def _best_fit(
+    weights: Floats, importance: Floats, form: WeightFormat, ranges: Sequence[float], levels: Floats, product: Floats
+) -> tuple[Floats, Floats]:
+    """(scale, zero point) of the best candidate for each block [block_size, blocks]; `levels`, `product`: temporaries."""
     top = np.float32((1 << form.bits) - 1)
-    # An error counts 1 + weight^2 / (mean square of the block): large weights carry most of the function.
-    importance = weights * weights
-    importance *= np.float32(form.block_size) / np.maximum(np.add.reduce(importance, axis=0), _SMALLEST)
-    importance += 1
     important = weights * importance
     best_gain: Floats | None = None
-    for scale, zero_point in _candidates(weights, form):
+    for scale, zero_point in _candidates(weights, form, ranges):
         _round(weights, scale, zero_point, top, levels)
         np.multiply(levels, important, out=product)
         agreement = np.add.reduce(product, axis=0)
@@ -141,13 +171,13 @@ def _best_fit(weights: Floats, form: WeightFormat, levels: Floats, product: Floa
     return best_scale, best_zero_point
 
 
-def _candidates(weights: Floats, form: WeightFormat) -> Iterator[tuple[Floats, Floats]]:
+def _candidates(weights: Floats, form: WeightFormat, ranges: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
     """(scale, zero point) of each block for each range that is tried; weights are [block_size, blocks]."""
     low: Floats = np.minimum(np.minimum.reduce(weights, axis=0), 0)
     high: Floats = np.maximum(np.maximum.reduce(weights, axis=0), 0)
     middle = np.float32(1 << (form.bits - 1))
     top = np.float32((1 << form.bits) - 1)
-    for part in _RANGES[form.bits]:
+    for part in ranges:
         if form.symmetric:
             # The value range is one longer below zero: the sign of the scale turns it to the longer side.
             scale = np.where(-low > high, low, high) * np.float32(-part) / middle
@@ -167,7 +197,7 @@ def _round(weights: Floats, scale: Floats, zero_point: Floats, top: np.float32, 
     np.minimum(levels, top - zero_point, out=levels)
 
 
-def _pack(values: Bytes, bits: int) -> Bytes:
+def pack(values: Bytes, bits: int) -> Bytes:
     """Put two 4-bit values into a byte along the last axis, the first one low; 8 bits stay as they are."""
     if bits == 8:
         return values

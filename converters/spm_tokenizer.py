@@ -6,6 +6,7 @@ compiles code is needed. The rest is what a GGUF of the same model says, and goe
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from edgekit.errors import SourceError, UnsupportedError
 
-from .gguf_tokenizer import tokenizer_json
+from .gguf_tokenizer import SPACE, tokenizer_json
 
 __all__ = ["sentencepiece_tokenizer"]
 
@@ -29,7 +30,7 @@ def sentencepiece_tokenizer(path: Path, settings: Mapping[str, object], model_ty
 
     Args:
         path: The `tokenizer.model`.
-        settings: tokenizer_config.json; `add_bos_token` and `add_eos_token` count.
+        settings: tokenizer_config.json; `add_bos_token`, `add_eos_token` and `legacy` count.
         model_type: Of the config; Gemma and Phi-3 have ways of their own.
 
     Raises:
@@ -55,7 +56,8 @@ def sentencepiece_tokenizer(path: Path, settings: Mapping[str, object], model_ty
         raise UnsupportedError(
             f"{path.name} normalizes text by a table", hint="save a tokenizer.json with transformers"
         )
-    return tokenizer_json(
+    prefix = bool(normalizer.get(3, 1))
+    text = tokenizer_json(
         {
             "general.architecture": model_type,
             "tokenizer.ggml.model": "llama",
@@ -67,9 +69,17 @@ def sentencepiece_tokenizer(path: Path, settings: Mapping[str, object], model_ty
             "tokenizer.ggml.eos_token_id": trainer.get(42, 2),
             "tokenizer.ggml.add_bos_token": settings.get("add_bos_token", True),
             "tokenizer.ggml.add_eos_token": settings.get("add_eos_token", False),
-            "tokenizer.ggml.add_space_prefix": bool(normalizer.get(3, 1)),
+            "tokenizer.ggml.add_space_prefix": prefix,
         }
     )
+    return _with_one_space(text) if prefix and settings.get("legacy") is False else text
+
+
+def _with_one_space(text: str) -> str:
+    """Put a space before the first word only, not after each special token too: what `legacy: false` asks for."""
+    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
+    document = json.loads(text) | {"normalizer": None, "pre_tokenizer": metaspace}
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 def _fields(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +26,7 @@ from edgekit.plan import WeightPlan
 from edgekit.progress import Progress, ProgressFn
 from edgekit.source import Tensor
 
+from .gptq import RoundingGuide, quantize_guided
 from .onnx_decoder import EmittedDecoder, WeightRegions
 from .onnx_graph import Region
 from .quantize import QuantizedRows, carry_over, quantize
@@ -62,9 +64,13 @@ def write_weights(
     weights: Mapping[str, WeightPlan],
     parts: Mapping[str, tuple[Tensor, ...]],
     *,
+    guides: Iterable[Mapping[str, RoundingGuide]] = (),
     on_progress: ProgressFn | None = None,
 ) -> tuple[TensorReport, ...]:
     """Fill every region of the weight file.
+
+    Args:
+        guides: For some roles at a time how to round them; the others are rounded to nearest.
 
     Raises:
         SourceError: A weight is not a finite number.
@@ -72,12 +78,21 @@ def write_weights(
     """
     total_bytes = emitted.builder.data_bytes
     _check_space(path, total_bytes)
-    chunks = [chunk for role in emitted.weights for chunk in _chunks_of(role, parts[role])]
     source_bytes = sum(tensor.size_bytes for role in emitted.weights for tensor in parts[role])
 
-    def write(chunk: _Chunk) -> _Written:
+    def write(chunk: _Chunk, guide: RoundingGuide | None) -> _Written:
         plan, regions = weights[chunk.role], emitted.weights[chunk.role]
-        return _write_chunk(file, chunk, plan, regions, config.norm_offset)
+        return _write_chunk(file, chunk, plan, regions, guide, config.norm_offset)
+
+    def write_all() -> Iterator[_Written]:
+        waiting = dict.fromkeys(emitted.weights)
+        for some in chain(guides, ({},)):
+            roles = [role for role in waiting if role in some or not some]
+            yield from _in_parallel(
+                write, [(c, some.get(c.role)) for role in roles for c in _chunks_of(role, parts[role])]
+            )
+            for role in roles:
+                del waiting[role]
 
     try:
         with _RegionFile(path, total_bytes) as file:
@@ -86,7 +101,7 @@ def write_weights(
                 for region, table in zip(tables, rope_tables(rope, shape), strict=True):
                     file.write_rows(region, 0, table.astype(_float_type(region)))
             written, done = [], 0
-            for result in _in_parallel(write, chunks):
+            for result in write_all():
                 written.append(result)
                 done += result.stored_bytes
                 if on_progress:
@@ -118,11 +133,16 @@ def _chunks_of(role: str, tensors: tuple[Tensor, ...]) -> Iterator[_Chunk]:
 
 
 def _write_chunk(
-    file: _RegionFile, chunk: _Chunk, plan: WeightPlan, regions: WeightRegions, norm_offset: float
+    file: _RegionFile,
+    chunk: _Chunk,
+    plan: WeightPlan,
+    regions: WeightRegions,
+    guide: RoundingGuide | None,
+    norm_offset: float,
 ) -> _Written:
     stored_bytes = chunk.tensor.size_bytes * (chunk.stop - chunk.start) // chunk.tensor.shape[0]
     if plan.form_is_blocks:
-        rows = _quantized(chunk, plan)
+        rows = _quantized(chunk, plan, guide)
         file.write_rows(regions.values, chunk.first_row, rows.packed)
         if regions.scales:
             file.write_rows(regions.scales, chunk.first_row, rows.scales)
@@ -138,14 +158,15 @@ def _write_chunk(
     return _Written(chunk.role, float(np.vdot(difference, difference)), float(np.vdot(floats, floats)), stored_bytes)
 
 
-def _quantized(chunk: _Chunk, plan: WeightPlan) -> QuantizedRows:
+def _quantized(chunk: _Chunk, plan: WeightPlan, guide: RoundingGuide | None) -> QuantizedRows:
     if plan.carried:
         rows = carry_over(chunk.tensor.read_blocks(chunk.start, chunk.stop))
         if not np.isfinite(rows.squared_weight):
             raise _not_finite(chunk)
         return rows
     with np.errstate(over="ignore", invalid="ignore"):
-        rows = quantize(_read(chunk), plan.format)
+        floats = _read(chunk)
+        rows = quantize_guided(floats, plan.format, guide) if guide else quantize(floats, plan.format)
     if not np.isfinite(rows.squared_weight + rows.squared_error):
         raise SourceError(
             f"tensor {chunk.tensor.name} holds values too large to quantize",
@@ -175,14 +196,15 @@ def _float_type(region: Region) -> type[np.floating]:
     return np.float16 if region.item_bytes == 2 else np.float32
 
 
-def _in_parallel(work: Callable[[_Chunk], _Written], chunks: Iterable[_Chunk]) -> Iterator[_Written]:
+def _in_parallel(
+    work: Callable[[_Chunk, RoundingGuide | None], _Written], items: Iterable[tuple[_Chunk, RoundingGuide | None]]
+) -> Iterator[_Written]:
     """Results as they come; at most one chunk waits for each thread, so that an error or Ctrl-C ends it at once."""
     threads = min(os.cpu_count() or 1, MOST_THREADS)
-    waiting = iter(chunks)
     with ThreadPoolExecutor(threads) as pool:
         running: set[Future[_Written]] = set()
-        for chunk in waiting:
-            running.add(pool.submit(work, chunk))
+        for item in items:
+            running.add(pool.submit(work, *item))
             if len(running) > threads:
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in finished)

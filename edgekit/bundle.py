@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -22,6 +22,9 @@ MANIFEST, GOLDENS, TOKENIZER = "edgekit.json", "goldens.json", "tokenizer.json"
 SCHEMA_VERSION = 1
 LARGEST_MANIFEST_BYTES = 64_000_000
 HASHED_BYTES = 1 << 22
+# What file managers and copies between systems leave in every folder that they see; nothing of it is read.
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+_APPLE_DOUBLE = "._"
 _DAMAGED = "the bundle was changed or its copy is incomplete; convert the model again"
 _T = TypeVar("_T")
 
@@ -134,12 +137,19 @@ def hash_file(path: Path, *, given_up: Callable[[], bool] = lambda: False) -> st
 
 def list_files(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file in a bundle but the manifest, by POSIX path."""
-    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    names = sorted(name for name, path in _walk(directory) if path.is_file())
     return {
         name: {"size_bytes": (directory / name).stat().st_size, "sha256": hash_file(directory / name)}
         for name in names
         if name != MANIFEST
     }
+
+
+def _walk(directory: Path) -> Iterator[tuple[str, Path]]:
+    """POSIX path and place of everything in a bundle that EdgeKit put there, or could be mistaken for it."""
+    for path in directory.rglob("*"):
+        if path.name not in _LITTER and not path.name.startswith(_APPLE_DOUBLE):
+            yield path.relative_to(directory).as_posix(), path
 
 
 def _read_manifest(directory: Path) -> Manifest:
@@ -298,7 +308,7 @@ def _check_path(name: object) -> None:
 
 
 def _check_files(directory: Path, manifest: Manifest, check_hashes: bool) -> None:
-    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+    present = {name for name, path in _walk(directory) if not path.is_dir()}
     missing = sorted(set(manifest.files) - present)
     extra = sorted(present - set(manifest.files) - {MANIFEST})
     if missing:

@@ -53,7 +53,8 @@ class AttentionConfig:
     """Grouped-query attention (arXiv:2305.13245); what all layers share.
 
     `scale` multiplies query times key; `softcap` bounds the scores by `softcap * tanh(score / softcap)`, 0 is off.
-    `query_key_norm` is an RMS norm over each head of query and key, before the rotation.
+    `query_key_norm` is an RMS norm over each head of query and key, before the rotation. A query at position p is multiplied
+    by 1 + query_growth * ln(1 + floor(p / query_growth_context)): so Ministral 3 keeps attention sharp in long texts.
     """
 
     heads: int
@@ -64,6 +65,13 @@ class AttentionConfig:
     output_bias: bool = False
     query_key_norm: bool = False
     softcap: float = 0.0
+    query_growth: float = 0.0
+    query_growth_context: int = 0
+
+    @property
+    def stored_head_dim(self) -> int:
+        """Size of a head in the cache: the runtimes' kernels want multiples of 8 and get zeros for what is missing."""
+        return -(-self.head_dim // 8) * 8
 
     @property
     def qkv_rows(self) -> int:
@@ -124,5 +132,5 @@ class ModelConfig:
 
     def kv_bytes(self, context: int, *, element_bytes: int = 4) -> int:
         """Size of the key-value cache for one sequence of `context` tokens."""
-        per_token = 2 * self.attention.kv_heads * self.attention.head_dim * element_bytes
+        per_token = 2 * self.attention.kv_heads * self.attention.stored_head_dim * element_bytes
         return per_token * context * len(self.layers)

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.bundle import GOLDENS, TOKENIZER, Bundle, Program, open_bundle
+from edgekit.bundle import GOLDENS, Bundle, Program, open_bundle
+from edgekit.companion import companion
 from edgekit.errors import BundleError, ConversionError, GenerationError, SourceError
 from edgekit.goldens import Goldens, make_goldens, read_goldens
-from edgekit.graph import Graph, TensorReport
-from edgekit.plan import Plan, make_plan
+from edgekit.graph import TensorReport
+from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
-from edgekit.registry import CONVERTERS, EXECUTORS, LOADER, load_attribute
+from edgekit.registry import EXECUTORS, LOADER, load_attribute
 from edgekit.source import Source, open_source
-from edgekit.target import load_target
 from edgekit.verify import Comparison, compare, compare_with_goldens, greedy_match
 
 if TYPE_CHECKING:
     from edgekit.runtimes.engine import LoadedModel
 
-__all__ = ["NOT_VERIFIED", "kl_bound", "oversize", "verify_bundle", "verify_program"]
+__all__ = ["kl_bound", "oversize", "verify_bundle", "verify_program"]
 
-NOT_VERIFIED: Mapping[str, Any] = {
-    "status": "not-executed",
-    "executed": None,
-    "reason": "converted without verification",
-}
 # Mean KL against full precision that a scheme may cost, in nats. 4 bits hurt small models more.
 BOUND_8_BITS = 0.02
 BOUND_4_BITS_SMALL, BOUND_4_BITS = 0.6, 0.2
 SMALL_PARAMETERS = 1_000_000_000
-REFERENCE_TARGET = "linux-x86-64"  # for a float32 program any target decides the same
 _FLOAT_BYTES = {"F64": 8, "F32": 4}  # all else, quantized checkpoints too, came from 16 bits
 
 
@@ -181,7 +172,7 @@ def _compare_with(
     goldens: Goldens,
     on_progress: ProgressFn | None,
 ) -> tuple[Comparison, Goldens]:
-    """Compare with the source in float32, written beside the bundle and computed from its mapped file."""
+    """Compare with the source in float32, computed from its mapped file."""
     format, config = program.graph.format, source.config
     theirs = bundle.manifest.model.get("model_type"), program.graph.vocab_size
     if (config.model_type, config.vocab_size) != theirs:
@@ -190,18 +181,11 @@ def _compare_with(
             f"{theirs[1]:,}",
             hint="give the checkpoint that the bundle was converted from",
         )
-    plan = make_plan(source, load_target(REFERENCE_TARGET), quant="fp32", context=program.context, format=format)
-    renamed = (lambda step: on_progress(replace(step, stage="reference"))) if on_progress else None
-    parent = bundle.directory.parent
-    place = parent if os.access(parent, os.W_OK) else None  # else where the system keeps such files
-    # Windows can't remove a file that is still mapped, and says so over any other error.
-    with tempfile.TemporaryDirectory(prefix=".edgekit-reference-", dir=place, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        graph: Graph = load_attribute(CONVERTERS[format])(source, plan, folder, on_progress=renamed)
-        shutil.copy(bundle.directory / TOKENIZER, folder)
-        whole = Program(graph, plan.context, NOT_VERIFIED)
-        with load_attribute(LOADER)(replace(bundle, directory=folder), whole, mapped=True) as reference:
-            return compare(model, reference, goldens, on_progress=on_progress)
+    with companion(
+        source, bundle.directory, quant="fp32", context=program.context, format=format, stage="reference",
+        mapped=True, on_progress=on_progress,
+    ) as reference:  # fmt: skip
+        return compare(model, reference, goldens, on_progress=on_progress)
 
 
 def _blame(comparison: Comparison, bound: float, unfinished: Bundle) -> str:

@@ -6,7 +6,7 @@ The model itself writes the texts: sampled from the program under test, after pr
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
     from edgekit.runtimes.engine import LoadedModel
 
-__all__ = ["GoldenText", "Goldens", "greedy_tokens", "make_goldens", "read_goldens"]
+__all__ = [
+    "GoldenText",
+    "Goldens",
+    "greedy_tokens",
+    "make_goldens",
+    "read_goldens",
+    "render_prompts",
+    "sampled_tokens",
+]
 
 POSITIONS = 256
 TEXTS = 4
@@ -73,15 +81,14 @@ def make_goldens(model: LoadedModel, format: str, *, on_progress: ProgressFn | N
 
     Positions are fewer than 256 where the context is too short for them.
     """
-    chat = model.has_chat_template
-    prompts = [model.render(question, now=DATE) for question in _QUESTIONS] if chat else _OPENINGS
+    prompts = render_prompts(model, _QUESTIONS, _OPENINGS)
     texts, greedy, margins = [], [], []
-    for number, prompt in enumerate(prompts):
-        ids = model.token_ids(prompt, add_special_tokens=not chat)
+    for number, (prompt, add_special_tokens) in enumerate(prompts):
+        ids = model.token_ids(prompt, add_special_tokens=add_special_tokens)
         room = model.context - len(ids)
         if room < 1:
             continue
-        sampled = _sampled_tokens(model, ids, min(POSITIONS // TEXTS, room), SEED + number)
+        sampled = sampled_tokens(model, ids, min(POSITIONS // TEXTS, room), SEED + number)
         texts.append(GoldenText(prompt, (*ids, *sampled), len(ids)))
         tokens, gaps = greedy_tokens(model, ids, min(GREEDY_TOKENS, room))
         greedy.append(tokens)
@@ -89,6 +96,15 @@ def make_goldens(model: LoadedModel, format: str, *, on_progress: ProgressFn | N
         if on_progress:
             on_progress(Progress("generate", number + 1, len(prompts), "texts"))
     return Goldens(tuple(texts), {format: tuple(greedy)}, {format: tuple(margins)}, (), ())
+
+
+def render_prompts(model: LoadedModel, questions: Sequence[str], openings: Sequence[str]) -> list[tuple[str, bool]]:
+    """Questions in the model's chat format, or openings for a model that only continues; and whether special tokens are to
+    be added.
+    """
+    if model.has_chat_template:
+        return [(model.render(question, now=DATE), False) for question in questions]
+    return [(opening, True) for opening in openings]
 
 
 def greedy_tokens(model: LoadedModel, prompt: list[int], count: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -105,7 +121,7 @@ def greedy_tokens(model: LoadedModel, prompt: list[int], count: int) -> tuple[tu
     return tuple(_write(model, prompt, count, choose, model.end_tokens)), tuple(margins)
 
 
-def _sampled_tokens(model: LoadedModel, prompt: list[int], count: int, seed: int) -> list[int]:
+def sampled_tokens(model: LoadedModel, prompt: list[int], count: int, seed: int) -> list[int]:
     """Tokens sampled at temperature 1, end tokens barred: a text that ends at once would prove little."""
     import numpy as np
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import importlib.metadata
 import json
-import platform
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,19 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgekit.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, Program, hash_file, list_files
+from edgekit.bundle import MANIFEST, TOKENIZER, Bundle, Program, hash_file, list_files
+from edgekit.calibration import calibration_texts
+from edgekit.describe import NOT_VERIFIED, describe
 from edgekit.errors import ConversionError, SourceError
-from edgekit.gate import NOT_VERIFIED, oversize, verify_program
+from edgekit.gate import oversize, verify_program
 from edgekit.graph import Graph
-from edgekit.plan import Plan, make_plan
+from edgekit.plan import make_plan
 from edgekit.progress import ProgressFn
 from edgekit.registry import CONVERTERS, load_attribute
-from edgekit.source import Source, open_source
+from edgekit.source import open_source
+from edgekit.staging import written_aside
 from edgekit.target import load_target
 
 __all__ = ["convert"]
-
-_TOOLS = ("edgekit-toolkit", "numpy", "onnx", "onnxruntime", "gguf")
 
 
 def convert(
@@ -68,10 +64,12 @@ def convert(
         raise ConversionError(too_large, hint="use a smaller block size, --quant fp32, or --allow-low-quality")
     name = opened.provenance.name.rpartition("/")[2].removesuffix(".gguf")
     directory = Path(out) if out else Path(f"{name}-{plan.target}.edgekit")
-    with _written_aside(directory, force=force) as unfinished, _hashing(opened.weight_files) as hashes:
-        graph: Graph = load_attribute(CONVERTERS[plan.format])(opened, plan, unfinished, on_progress=on_progress)
+    with written_aside(directory, force=force) as unfinished, _hashing(opened.weight_files) as hashes:
+        texts = calibration_texts(opened, plan, unfinished, on_progress=on_progress) if plan.scheme.calibrated else ()
+        export = load_attribute(CONVERTERS[plan.format])
+        graph: Graph = export(opened, plan, unfinished, texts=texts, on_progress=on_progress)
         (unfinished / TOKENIZER).write_text(opened.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
-        manifest = _manifest(opened, plan, graph)
+        manifest = describe(opened, plan, graph)
         quality: Mapping[str, Any] = NOT_VERIFIED
         if verify:
             program = Bundle(unfinished, manifest)
@@ -88,48 +86,6 @@ def convert(
         )
         _write_json(unfinished / MANIFEST, manifest.to_json())
     return Bundle(directory, manifest)
-
-
-def _manifest(source: Source, plan: Plan, graph: Graph) -> Manifest:
-    """The manifest as far as it is known before verification."""
-    config, tokenizer, provenance = source.config, source.tokenizer, source.provenance
-    versions = {"python": platform.python_version()} | dict(_installed_versions())
-    return Manifest(
-        edgekit_version=versions["edgekit-toolkit"],
-        model={
-            "name": provenance.name,
-            "model_type": config.model_type,
-            "parameters": source.parameters,
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "layers": len(config.layers),
-            "trained_context": config.context,
-        },
-        target=plan.target,
-        plan=plan.to_json() | {"scheme": plan.scheme.to_json(), "accuracy_level": plan.accuracy_level},
-        programs=(Program(graph, plan.context, NOT_VERIFIED),),
-        eos_token_ids=tokenizer.eos_token_ids,
-        bos_token_id=tokenizer.bos_token_id,
-        special_tokens=tokenizer.special_tokens,
-        chat_template=tokenizer.chat_template,
-        generation_defaults=tokenizer.generation_defaults,
-        provenance={
-            "kind": provenance.kind,
-            "name": provenance.name,
-            "revision": provenance.revision,
-            "tools": versions,
-            "machine": platform.machine(),
-        },
-        licence=provenance.licence,
-    )
-
-
-def _installed_versions() -> Iterator[tuple[str, str]]:
-    for name in _TOOLS:
-        try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield name, "not installed"
 
 
 @contextmanager
@@ -153,44 +109,3 @@ def _hashing(files: tuple[Path, ...]) -> Iterator[Future[dict[str, str]]]:
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     text = json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
-
-
-@contextmanager
-def _written_aside(directory: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary directory that becomes `directory` on success and vanishes on any error."""
-    if directory.exists() and not force:
-        raise ConversionError(f"{directory} exists", hint="use --force to overwrite it, or --out for another place")
-    if directory.exists() and not (directory / MANIFEST).is_file():
-        raise ConversionError(
-            f"{directory} is not a bundle and is not overwritten", hint="choose another place with --out"
-        )
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
-    except OSError as error:
-        raise ConversionError(
-            f"{directory.parent} can't be written to: {error.strerror or error}", hint="choose another place with --out"
-        ) from error
-    try:
-        yield unfinished
-        unfinished.chmod(0o755)  # mkdtemp's own is for its owner only
-        _replace(unfinished, directory)
-    except OSError as error:
-        what = "no space left on the device" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise ConversionError(f"{directory} can't be written: {what}", hint="free some space, or use --out") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _replace(unfinished: Path, directory: Path) -> None:
-    if not directory.exists():
-        unfinished.rename(directory)
-        return
-    old = unfinished.with_suffix(".old")  # directories can't be replaced in one step
-    directory.rename(old)
-    try:
-        unfinished.rename(directory)
-    except BaseException:
-        old.rename(directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)  # Windows keeps what another process has open

@@ -2,6 +2,7 @@
 
 A scheme is one of the named recipes, or a TOML file:
 
+    rounding = "gptq"       # "nearest" (default), or by the inputs that each weight sees on text that the model writes
     bits = 4                # 4 or 8 (16 and 32: floats)
     block_size = 64         # weights that share a scale: 16, 32, 64, 128 or 256
     symmetric = false       # true: a fixed zero point in the middle
@@ -25,6 +26,7 @@ from edgekit.errors import PlanError, UnsupportedError
 __all__ = ["RECIPES", "LayerSelection", "Override", "QuantScheme", "WeightFormat", "load_scheme"]
 
 LayerSelection: TypeAlias = Literal["all", "edges"]
+Rounding: TypeAlias = Literal["nearest", "gptq"]
 ROLES = ("embedding", "head", "qkv", "output", "gate_up", "down")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 EDGE_FRACTION = 8  # an edge is this fraction of the layers, at either end
@@ -76,12 +78,19 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class QuantScheme:
-    """A named choice of formats. `keep` carries a checkpoint's own blocks over where that is exact."""
+    """A named choice of formats.
+
+    Attributes:
+        keep: Carry a checkpoint's own blocks over where that is exact.
+        rounding: How values are chosen: each `nearest` to its weight, or `gptq`: so that what the weight computes on
+            calibration text changes least.
+    """
 
     name: str
     format: WeightFormat
     overrides: tuple[Override, ...] = ()
     keep: bool = False
+    rounding: Rounding = "nearest"
 
     def format_of(self, role: str, layer: int | None, layers: int) -> WeightFormat:
         """The format of a role; `layer` is None for embedding and head."""
@@ -97,6 +106,11 @@ class QuantScheme:
     def activation_bits(self) -> int:
         """16 for `fp16`, whose program computes in half precision; 32 for all else."""
         return 16 if self.format.bits == 16 else 32
+
+    @property
+    def calibrated(self) -> bool:
+        """True where rounding asks for text that the model writes."""
+        return self.rounding == "gptq" and self.quantized
 
     @property
     def quantized(self) -> bool:
@@ -125,11 +139,9 @@ RECIPES: Mapping[str, QuantScheme] = {
         QuantScheme("int4-symmetric-block128", WeightFormat(4, 128)),
         QuantScheme(
             "int4-mixed",
-            _INT4,
-            overrides=(
-                Override(("gate_up",), replace(_INT4, block_size=64)),  # half of all weights, and the least sensitive
-                Override(("down",), _INT8, "edges"),  # the outliers of the first and last layers
-            ),
+            replace(_INT4, block_size=64),
+            overrides=(Override(("down",), _INT8, "edges"),),  # the outliers of the first and last layers
+            rounding="gptq",
         ),
     )
 }
@@ -159,6 +171,9 @@ def load_scheme(name: str) -> QuantScheme:
 
 
 def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
+    rounding = values.pop("rounding", "nearest")
+    if rounding not in ("nearest", "gptq"):
+        raise PlanError(f"{path}: rounding is {rounding!r}", hint='use "nearest" or "gptq"')
     listed = values.pop("overrides", [])
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
         raise PlanError(f"{path}: overrides must be a list of tables")
@@ -173,14 +188,16 @@ def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
         overrides.append(Override(tuple(roles), _format_from(item, base, path), layers))
     if len({form.bits == 16 for form in (base, *(override.format for override in overrides))}) > 1:
         raise PlanError(f"{path}: 16 bits can't be mixed with others", hint="use 32 for what stays in floats")
-    return QuantScheme(path.stem, base, tuple(overrides))
+    return QuantScheme(path.stem, base, tuple(overrides), rounding=rounding)
 
 
 def _format_from(values: dict[str, Any], base: WeightFormat, path: Path) -> WeightFormat:
     kinds: dict[str, type] = {"bits": int, "block_size": int, "symmetric": bool}
     for key, value in values.items():
         if key not in kinds:
-            raise PlanError(f"{path}: the key {key!r} is not known", hint=f"known: {', '.join(kinds)}, overrides")
+            raise PlanError(
+                f"{path}: the key {key!r} is not known", hint=f"known: {', '.join(kinds)}, rounding, overrides"
+            )
         if type(value) is not kinds[key]:
             raise PlanError(f"{path}: {key} is {value!r}, expected {kinds[key].__name__}")
     if values.get("bits") in {16, 32}:

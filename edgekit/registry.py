@@ -7,7 +7,18 @@ from typing import Any
 
 from edgekit.errors import MissingExtraError
 
-__all__ = ["ARCHITECTURES", "BACKENDS", "CONVERTERS", "EXECUTORS", "LOADER", "SOURCE_READERS", "load_attribute"]
+__all__ = [
+    "ARCHITECTURES",
+    "BACKENDS",
+    "CONVERTERS",
+    "EXECUTORS",
+    "LOADER",
+    "MULTIMODAL",
+    "SERVER",
+    "SERVER_SETTINGS",
+    "SOURCE_READERS",
+    "load_attribute",
+]
 
 SOURCE_READERS = {
     "safetensors": "edgekit.converters.from_safetensors:open_directory",
@@ -18,22 +29,33 @@ ARCHITECTURES = {
     "gemma2": "edgekit.converters.architectures.gemma2",
     "gemma3_text": "edgekit.converters.architectures.gemma3",
     "llama": "edgekit.converters.architectures.llama",
+    "ministral": "edgekit.converters.architectures.ministral",
+    "ministral3": "edgekit.converters.architectures.ministral3",
     "mistral": "edgekit.converters.architectures.mistral",
     "phi3": "edgekit.converters.architectures.phi3",
     "qwen2": "edgekit.converters.architectures.qwen2",
     "qwen3": "edgekit.converters.architectures.qwen3",
     "smollm3": "edgekit.converters.architectures.smollm3",
 }
+# Multimodal checkpoints whose text part is one of these, and which one where their text_config does not say.
+MULTIMODAL = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 CONVERTERS = {"onnx": "edgekit.converters.to_onnx:export"}
 BACKENDS = {"onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend"}
 EXECUTORS = {"onnx": "onnxruntime"}  # what runs a format's program on this machine
 LOADER = "edgekit.runtimes.engine:load_model"
+SERVER = "edgekit.runtimes.server.serve:serve"
+SERVER_SETTINGS = "edgekit.runtimes.server.settings:Settings"
 
 # Modules of optional dependencies: the package that brings each, and the extra that asks for it.
 _OPTIONAL = {
     "onnx": ("onnx", "convert"),
     "gguf": ("gguf", "convert"),
     "huggingface_hub": ("huggingface_hub", "convert"),
+    "starlette": ("starlette", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "pydantic": ("pydantic", "serve"),
+    "pydantic_core": ("pydantic", "serve"),
+    "prometheus_client": ("prometheus-client", "serve"),
 }
 
 

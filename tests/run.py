@@ -57,7 +57,7 @@ def set_up() -> bool:
     pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     if not all(run(*pip, *packages) for packages in INSTALLS):
         return False
-    STAMP.write_text(wanted, encoding="utf-8")
+    STAMP.write_text(wanted, encoding="utf-8", newline="\n")
     return True
 
 

@@ -15,7 +15,16 @@ from .standard import head_size, layer_count, layer_kinds
 
 __all__ = ["DEFAULTS", "NAMES", "describe"]
 
-DEFAULTS: Mapping[str, object] = {**gemma2.DEFAULTS, "max_position_embeddings": 131_072}
+DEFAULTS: Mapping[str, object] = {
+    **gemma2.DEFAULTS,
+    "max_position_embeddings": 131_072,
+    # The multimodal checkpoints leave out even sizes.
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 26,
+    "vocab_size": 262_208,
+}
 GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
 DEFAULT_PATTERN = 6
 
@@ -36,12 +45,10 @@ def describe(fields: ConfigFields) -> ModelConfig:
 def _layers(fields: ConfigFields, kinds: tuple[str, ...]) -> tuple[LayerConfig, ...]:
     head_dim = head_size(fields)
     nested = fields.nested("rope_parameters")
-    if nested.has("full_attention"):
-        local = rope_from(fields, head_dim, theta=LOCAL_THETA, scaling=nested.nested("sliding_attention"))
-        full = rope_from(fields, head_dim, theta=GLOBAL_THETA, scaling=nested.nested("full_attention"))
-    else:
-        local_theta = {"rope_theta": fields.positive("rope_local_base_freq", LOCAL_THETA)}
-        local = rope_from(fields, head_dim, scaling=ConfigFields(local_theta, fields.origin))
-        full = rope_from(fields, head_dim, theta=GLOBAL_THETA)
-    window = fields.size("sliding_window")
+    full_values = {**nested.nested("full_attention").values, **fields.nested("rope_scaling").values}
+    local_theta = {"rope_theta": fields.positive("rope_local_base_freq", LOCAL_THETA)}
+    local_values = {**local_theta, **nested.nested("sliding_attention").values}
+    full = rope_from(fields, head_dim, theta=GLOBAL_THETA, scaling=ConfigFields(full_values, fields.origin))
+    local = rope_from(fields, head_dim, scaling=ConfigFields(local_values, fields.origin))
+    window = fields.size("sliding_window") if "sliding_attention" in kinds else 0
     return tuple(LayerConfig(local, window) if kind == "sliding_attention" else LayerConfig(full) for kind in kinds)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from edgekit.config import ModelConfig
 
 from .fields import ConfigFields
-from .rope_fields import rope_from
+from .rope_fields import rope_from, rope_settings
 from .standard import FUSED_NAMES, STANDARD_NAMES, decoder, head_size, layer_count, windowed_layers
 
 __all__ = ["DEFAULTS", "NAMES", "describe"]
@@ -26,7 +26,7 @@ def describe(fields: ConfigFields) -> ModelConfig:
     fields = fields.with_defaults(DEFAULTS)
     kind = "sliding_attention" if fields.has("sliding_window") else "full_attention"
     kinds = (kind,) * layer_count(fields)
-    scaling = fields.nested("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
+    scaling = rope_settings(fields)
     if scaling.text("rope_type", scaling.text("type", "default")) == "yarn":  # so early Phi-3 checkpoints call longrope
         scaling = ConfigFields({**scaling.values, "rope_type": "longrope"}, scaling.origin)
     rope = rope_from(fields, head_size(fields), scaling=scaling)

@@ -9,9 +9,9 @@ from edgekit.errors import UnsupportedError
 
 from .fields import ConfigFields
 
-__all__ = ["rope_from"]
+__all__ = ["rope_from", "rope_settings"]
 
-_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
+_KINDS = ("default", "dynamic", "linear", "llama3", "yarn", "longrope")
 _OLD_NAMES = {"su": "longrope"}
 
 
@@ -30,8 +30,7 @@ def rope_from(
         UnsupportedError: The rope type is not handled.
         SourceError: A value is missing or wrong.
     """
-    if scaling is None:
-        scaling = fields.nested("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
+    scaling = rope_settings(fields) if scaling is None else scaling
     theta = scaling.positive("rope_theta", fields.positive("rope_theta", theta))
     if theta <= 1:
         raise scaling.wrong("rope_theta", theta, "a number over 1")
@@ -42,6 +41,8 @@ def rope_from(
         return RopeConfig(theta, dim, "factors", short_factors=scaling.numbers("factors", dim // 2))
     if kind not in _KINDS:
         raise UnsupportedError(f"rope type {kind!r} is not supported", hint=f"supported: {', '.join(_KINDS)}")
+    if kind == "dynamic":  # it stretches only past max_position_embeddings, and no context is longer
+        return RopeConfig(theta, dim)
     if kind == "linear":
         return RopeConfig(theta, dim, "linear", factor=scaling.positive("factor"))
     if kind == "llama3":
@@ -51,6 +52,11 @@ def rope_from(
     if kind == "longrope":
         return _longrope(fields, scaling, theta, dim)
     return RopeConfig(theta, dim)
+
+
+def rope_settings(fields: ConfigFields) -> ConfigFields:
+    """Where the rotary settings stand: `rope_scaling`, if anyone added it, counts before `rope_parameters`."""
+    return fields.nested("rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters")
 
 
 def _rotated(fields: ConfigFields, scaling: ConfigFields, head_dim: int) -> int:

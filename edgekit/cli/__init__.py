@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "Convert a model to a verified bundle for one device.",
     "run": "Answer one prompt.",
     "chat": "Talk with a model.",
+    "serve": "Serve models to OpenAI's clients.",
     "verify": "Run a bundle's programs and compare them with the full-precision reference.",
     "inspect": "Show what a bundle or a checkpoint holds.",
     "targets": "List the devices, or explain one.",

@@ -96,6 +96,7 @@ def _source_values(source: Source) -> dict[str, Any]:
         "dtypes": sorted({tensor.dtype for tensor in tensors}),
         "chat_template": source.tokenizer.chat_template is not None,
         "eos_token_ids": list(source.tokenizer.eos_token_ids),
+        "notes": list(source.notes),
         "tensors": [{"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in tensors],
     }
 
@@ -103,10 +104,12 @@ def _source_values(source: Source) -> dict[str, Any]:
 def _source_text(source: Source) -> str:
     values = _source_values(source)
     values.pop("tensors")
+    notes = values.pop("notes")
     lines = [f"{key:<14} {', '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in values.items()]
     sizes: dict[str, list[int]] = defaultdict(list)
     for parts in source.parts.values():
         for tensor in parts:
             sizes[tensor.dtype].append(prod(tensor.shape))
     lines += [f"  {dtype}: {len(counts)} tensors, {sum(counts):,} weights" for dtype, counts in sizes.items()]
+    lines += [f"{'note':<14} {note}" for note in notes]
     return "\n".join(lines)

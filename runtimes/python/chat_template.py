@@ -116,7 +116,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         if now is not None:
-            values["strftime_now"] = now.strftime
+            values["strftime_now"] = lambda pattern: _format_time(now, pattern)
         text = self._render(values)
         self._check_calls(values, text)
         return self._with_tools(values, text) if tools else text
@@ -365,7 +365,16 @@ def _raise_exception(message: object) -> NoReturn:
 
 
 def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+    return _format_time(datetime.now(), pattern)
+
+
+def _format_time(moment: datetime, pattern: str) -> str:
+    """As strftime on Unix: Windows does not know the minus that drops a leading zero."""
+    return moment.strftime(re.sub(r"%%|%-([dmHIMSj])", lambda code: _number(moment, code), pattern))
+
+
+def _number(moment: datetime, code: re.Match[str]) -> str:
+    return str(int(moment.strftime(f"%{code[1]}"))) if code[1] else code[0]
 
 
 def _failure(what: str, error: Exception) -> GenerationError:

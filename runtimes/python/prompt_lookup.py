@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 __all__ = ["Evidence", "Prediction", "PromptLookup"]
 
-Evidence: TypeAlias = Literal["ambiguous", "single", "repeated"]
+Evidence: TypeAlias = Literal["ambiguous", "single", "repeated", "forced"]
 _MOST_UPDATED = 8
 
 
@@ -20,7 +20,7 @@ class Prediction:
     Attributes:
         match_length: Tokens before it that were followed by it earlier, those predicted before it among them.
         evidence: Whether these were followed by different tokens so far, by this one once, or only by this one several
-            times. It says more about the chances than the length does.
+            times; it says more about the chances than the length does. What a structure demands next is forced.
     """
 
     token: int

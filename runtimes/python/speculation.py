@@ -1,9 +1,10 @@
 """Lossless speculation: draft tokens by copying, check them in one forward, keep those the sampler picks too.
 
-Drafts cost nothing to make (`PromptLookup`) and something to check: a forward of several rows takes longer than one of
-one row. So a draft is as long as pays by two measurements: `ForwardCosts`, how long forwards of n rows take here, and
-`Acceptance`, how often a copied token came true. Both learn from what happens anyway: forwards are timed as they come,
-and what lookup predicts is compared with every token, drafted or not, so that trying costs nothing where it does not pay.
+Drafts cost nothing to make (`PromptLookup`, or a structure that demands them) and something to check: a forward of
+several rows takes longer than one of one row. So a draft is as long as pays by two measurements:
+`ForwardCosts`, how long forwards of n rows take here, and `Acceptance`, how often a predicted token came true. Both learn
+from what happens anyway: forwards are timed as they come, and what lookup predicts is compared with every token, drafted
+or not, so that trying costs nothing where it does not pay.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ PRIOR_ACCEPTANCE: Mapping[Evidence, tuple[float, ...]] = {
     "ambiguous": (0.1, 0.2, 0.3, 0.3, 0.3, 0.3),
     "single": (0.25, 0.4, 0.5, 0.65, 0.8, 0.9),
     "repeated": (0.5, 0.7, 0.8, 0.9, 0.9, 0.95),
+    "forced": (0.9, 0.9, 0.9, 0.9, 0.9, 0.9),
 }
 _MATCH_LENGTHS = (1, 2, 3, 4, 6, 10)
 _ACCEPTANCE_WEIGHT = 4.0
@@ -197,11 +199,8 @@ class Acceptance:
 
     def observe(self, prediction: Prediction, token: int) -> None:
         """Learn from what came."""
-        hits, total, place = (
-            self._hits[prediction.evidence],
-            self._total[prediction.evidence],
-            _place(prediction.match_length),
-        )
+        hits, total = self._hits[prediction.evidence], self._total[prediction.evidence]
+        place = _place(prediction.match_length)
         hits[place] = _ACCEPTANCE_MEMORY * hits[place] + (prediction.token == token)
         total[place] = _ACCEPTANCE_MEMORY * total[place] + 1
 
@@ -228,14 +227,24 @@ class Speculator:
         self._written: Sequence[int] = tokens
         self._lookup: PromptLookup | None = None
         self._end_tokens = frozenset(end_tokens)
+        self._forced: list[Prediction] = []
         self._acceptance = Acceptance()
         self._limit = FIRST_DRAFT
         self.drafted = 0
         self.accepted = 0
 
-    def draft(self, most: int, constraint: TokenConstraint | None = None) -> list[int]:
-        """The tokens to check next, at most `most`; empty where none is likely enough to pay."""
-        drafted = self._likely(min(most, self._limit))
+    def draft(self, most: int, constraint: TokenConstraint | None = None, forced: Sequence[int] = ()) -> list[int]:
+        """The tokens to check next, at most `most`; empty where none is likely enough to pay.
+
+        Args:
+            most: What the reply and the context have room for.
+            constraint: Cuts the draft to what it admits.
+            forced: Tokens of the text that a structure demands next, where it does. They come before lookup; they are
+                checked as any draft, as the same text may be cut into tokens otherwise.
+        """
+        self._forced = [Prediction(token, 1, "forced") for token in forced[:most]]
+        likely = self._forced or self._indexed().predictions()
+        drafted = self._likely(likely, min(most, MOST_DRAFTED if self._forced else self._limit))
         return drafted[: constraint.count_valid(drafted)] if constraint is not None and drafted else drafted
 
     def record(self, draft: Sequence[int], picked: Sequence[int], seconds: float | None = None) -> None:
@@ -249,15 +258,18 @@ class Speculator:
         if seconds is not None:
             self._costs.observe(1 + len(draft), seconds)
         if draft:
-            accepted = len(picked) - 1
+            accepted = len(draft) if list(picked) == list(draft) else len(picked) - 1  # complete without one more
             self.drafted += len(draft)
             self.accepted += accepted
-            self._limit = min(2 * self._limit + 1, MOST_DRAFTED) if accepted == len(draft) else FIRST_DRAFT
+            if not self._forced:
+                self._limit = min(2 * self._limit + 1, MOST_DRAFTED) if accepted == len(draft) else FIRST_DRAFT
+            for forced, token in zip(self._forced, picked, strict=False):
+                self._acceptance.observe(forced, token)
         if self._lookup is None:  # the first token is on its way to the reader: index after it
             self._written = [*self._written, *picked]
             return
         for token in picked:
-            for prediction in islice(self._lookup.predictions(), 1):
+            if (prediction := next(self._lookup.predictions(), None)) is not None:
                 self._acceptance.observe(prediction, token)
             self._lookup.extend((token,))
 
@@ -266,15 +278,15 @@ class Speculator:
             self._lookup = PromptLookup(self._written)
         return self._lookup
 
-    def _likely(self, most: int) -> list[int]:
+    def _likely(self, predictions: Iterable[Prediction], most: int) -> list[int]:
         """The draft of the highest expected speed: tokens a round over what its forward costs."""
-        costs, lookup = self._costs, self._indexed()
+        costs = self._costs
         if costs.wants_one_row:
             return []
         most = most if costs.is_measured else min(most, 1)
         best, length, tokens = LEAST_GAIN, 0, list[int]()
         reached = expected = 1.0
-        for prediction in islice(lookup.predictions(), max(most, 0)):
+        for prediction in islice(predictions, max(most, 0)):
             if prediction.token in self._end_tokens:
                 break
             tokens.append(prediction.token)

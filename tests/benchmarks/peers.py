@@ -37,6 +37,20 @@ class Prompt:
     tokens: Sequence[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One reply: seconds up to its first token, seconds from there, and the number of its tokens."""
+
+    ttft_s: float
+    decode_s: float
+    tokens: int
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens after the first, a second."""
+        return (self.tokens - 1) / self.decode_s
+
+
 class Engine(Protocol):
     """A loaded model. Decoding is greedy, and its time includes the choice of the token."""
 
@@ -52,6 +66,14 @@ class Engine(Protocol):
         """The logits after every token, `[len(tokens), vocabulary]`."""
         ...
 
+    def reply(self, prompt: Prompt, count: int, options: dict[str, Any]) -> Timing:
+        """Reply to a prompt from an empty cache, with `count` tokens or up to an end token.
+
+        Args:
+            options: `speculate`, and those of EdgeKit's `generate`.
+        """
+        ...
+
 
 class EdgeKit:
     """An EdgeKit bundle through its public interface."""
@@ -59,7 +81,8 @@ class EdgeKit:
     def __init__(self, bundle: str, threads: int, context: int) -> None:
         import edgekit
 
-        self._model: Any = edgekit.load(bundle, threads=threads)
+        # no prefix of an earlier prompt is kept: every prefill is a whole one
+        self._model: Any = edgekit.load(bundle, threads=threads, session_cache_bytes=0)
         self._prompt = Prompt("", ())
 
     def prefill(self, prompt: Prompt) -> float:
@@ -70,13 +93,23 @@ class EdgeKit:
         return len(prompt.tokens) / float(stats.prefill_tokens_per_s)
 
     def decode(self, count: int) -> float:
-        stats = self._model.generate(self._prompt.text, max_tokens=count, raw=True).stats
+        stats = self._model.generate(self._prompt.text, max_tokens=count, raw=True, speculate=False).stats
         if stats.new_tokens < count // 2:
             raise ValueError(f"the reply ended after {stats.new_tokens} tokens, too few to time")
         return count / float(stats.decode_tokens_per_s)
 
     def logits(self, tokens: Sequence[int]) -> Logits:
         return np.asarray(self._model.logits(tokens), dtype=np.float32)
+
+    def reply(self, prompt: Prompt, count: int, options: dict[str, Any]) -> Timing:
+        from edgekit.structure import JsonSchema
+
+        chosen = {key: value for key, value in options.items() if key != "schema"}
+        if "schema" in options:
+            chosen["structure"] = JsonSchema(options["schema"])
+        stats = self._model.generate(prompt.text, raw=True, max_tokens=count, **chosen).stats
+        decode_s = (stats.new_tokens - 1) / stats.decode_tokens_per_s if stats.new_tokens > 1 else 0.0
+        return Timing(stats.ttft_s, decode_s, stats.new_tokens)
 
 
 class OnnxRuntimeGenAI:
@@ -105,6 +138,22 @@ class OnnxRuntimeGenAI:
         self._generator.append_tokens(tokens)
         self._generator.generate_next_token()
         return time.perf_counter() - start
+
+    def reply(self, prompt: Prompt, count: int, options: dict[str, Any]) -> Timing:
+        self._model = self._model or self._open()
+        chosen = self._genai.GeneratorParams(self._model)
+        chosen.set_search_options(do_sample=False, max_length=self._context)
+        if options["speculate"]:  # its n-gram lookup, adaptive, with the longest draft that it makes by default
+            chosen.set_speculative_options(ngram_size=3, max_draft_tokens=4, min_adaptive_k=1, cooldown=True)
+        generator = self._genai.Generator(self._model, chosen)
+        start = time.perf_counter()
+        generator.append_tokens(np.array(prompt.tokens, dtype=np.int32))
+        generator.generate_next_token()
+        first, tokens = time.perf_counter(), 1
+        while tokens < count and not generator.is_done():
+            generator.generate_next_token()
+            tokens += 1
+        return Timing(first - start, time.perf_counter() - first, tokens)
 
     def decode(self, count: int) -> float:
         start = time.perf_counter()
@@ -169,6 +218,23 @@ class LlamaCpp:
     def logits(self, tokens: Sequence[int]) -> Logits:
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
         return self._run(tokens, every=True).copy()
+
+    def reply(self, prompt: Prompt, count: int, options: dict[str, Any]) -> Timing:
+        from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+        lookup = LlamaPromptLookupDecoding() if options["speculate"] else None  # with the binding's defaults
+        start = time.perf_counter()
+        self.prefill(prompt)
+        first, memory = time.perf_counter(), self._api.llama_get_memory(self._context)
+        text, tokens = [*prompt.tokens, self._next], 1
+        while tokens < count and text[-1] not in options["ends"]:
+            draft = [] if lookup is None else lookup(np.array(text, dtype=np.intc)).tolist()
+            best = self._run([text[-1], *draft], every=True).argmax(axis=1).tolist()
+            kept = next((i for i, token in enumerate(draft) if token != best[i]), len(draft))
+            text += best[: kept + 1]
+            tokens += kept + 1
+            self._api.llama_memory_seq_rm(memory, 0, len(text) - 1, -1)
+        return Timing(first - start, time.perf_counter() - first, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +316,9 @@ class Worker:
             self._ask({"do": "logits", "tokens": list(tokens), "path": path})
             return np.asarray(np.load(path))
 
+    def reply(self, prompt: Prompt, count: int, options: dict[str, Any]) -> Timing:
+        return Timing(**self._ask({"do": "reply", **asdict(prompt), "count": count, "options": options}))
+
     def peak_rss_bytes(self) -> int:
         return int(self._ask({"do": "peak_rss_bytes"}))
 
@@ -259,12 +328,15 @@ def _peak_rss_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
-def _serve(engine: Engine, request: dict[str, Any]) -> float | int | None:
+def _serve(engine: Engine, request: dict[str, Any]) -> float | int | dict[str, Any] | None:
     match request["do"]:
         case "prefill":
             return engine.prefill(Prompt(request["text"], request["tokens"]))
         case "decode":
             return engine.decode(request["count"])
+        case "reply":
+            prompt = Prompt(request["text"], request["tokens"])
+            return asdict(engine.reply(prompt, request["count"], request["options"]))
         case "logits":
             np.save(request["path"], engine.logits(request["tokens"]))
             return None

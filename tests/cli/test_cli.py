@@ -163,6 +163,21 @@ def test_inspect_shows_a_source(cli: Any, tiny_model: Any) -> None:
     assert (values["kind"], values["model_type"], values["layers"], values["vocab_size"]) == ("source", "llama", 3, 320)
 
 
+def test_what_a_multimodal_checkpoint_loses_is_said(cli: Any, tiny_model: Any, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = sizes | {"image_size": 28, "patch_size": 14}
+    text = {"head_dim": 32, "sliding_window": 24}
+    source = tiny_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=319)
+    note = "the text part of a gemma3 checkpoint: images are not read"
+    assert note in cli("inspect", source).out
+    assert note in json.loads(cli("inspect", source, "--json").out)["notes"][0]
+    out = tmp_path / "text.edgekit"
+    result = cli("convert", source, "--target", "linux-x86-64", "--quant", "fp32", "--out", out)
+    assert result.code == 0
+    assert f"note: {note}" in result.err
+    assert note in cli("inspect", out).out
+
+
 def test_targets_lists_every_profile(cli: Any) -> None:
     names = {path.stem for path in (Path(__file__).parents[2] / "targets").glob("*.toml")}
     assert {line.split()[0] for line in cli("targets").out.splitlines()} == names

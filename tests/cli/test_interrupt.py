@@ -84,3 +84,4 @@ def test_killed_conversion_leaves_no_bundle(sample_gguf: Path, tmp_path: Path, c
         process.wait(timeout=30)
     assert not out.exists()
     assert cli("convert", tiny_model("llama"), *TARGET, "--out", out).code == 0
+    assert list(tmp_path.iterdir()) == [out]  # and what the killed one left is gone

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgekit.converters.positional_file import PositionalFile
 from edgekit.converters.to_onnx import export
 from edgekit.plan import make_plan
 from edgekit.runtimes.backend import Decoder
@@ -53,9 +54,11 @@ def check_logits() -> LogitsCheck:
 def _reference_logits(directory: Path, tokens: NDArray[np.int64]) -> Floats:
     """Logits [tokens, vocabulary] of one whole forward in transformers."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    multimodal = hasattr(AutoConfig.from_pretrained(directory), "text_config")
+    kind = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    model = kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         logits: Floats = model(torch.from_numpy(tokens[None])).logits[0].numpy()
     return logits
@@ -77,6 +80,24 @@ def _decoded(decoder: Decoder, tokens: NDArray[np.int64], chunk: int) -> Floats:
         for start, stop in pairwise(steps)
     ]
     return np.concatenate(pieces)
+
+
+@pytest.fixture
+def log_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[str, int, int]]]:
+    """`log_reads()`: file, offset and size of every read from then on."""
+
+    def start() -> list[tuple[str, int, int]]:
+        ranges: list[tuple[str, int, int]] = []
+        original = PositionalFile.read
+
+        def logged(file: PositionalFile, offset: int, size_bytes: int) -> NDArray[np.uint8]:
+            ranges.append((file.path.name, offset, size_bytes))
+            return original(file, offset, size_bytes)
+
+        monkeypatch.setattr(PositionalFile, "read", logged)
+        return ranges
+
+    return start
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +150,7 @@ def _add_metadata(writer: Any, config: dict[str, Any]) -> None:
     writer.add_vocab_size(config["vocab_size"])
     if config["model_type"] == "phi3":  # zero where there is none
         writer.add_sliding_window(config.get("sliding_window") or 0)
-    elif config["model_type"].startswith("gemma"):
+    elif "sliding_attention" in config.get("layer_types", ()):
         writer.add_sliding_window(config["sliding_window"])
     if config["model_type"] == "gemma2":
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])

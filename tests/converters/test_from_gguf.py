@@ -61,6 +61,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA),
     "gemma3": ("gemma3_text", GEMMA | {"rope_parameters": GEMMA3_ROPE, "num_hidden_layers": 6}),
     "smollm3": ("smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
+    "llama-100": ("llama", {"head_dim": 100, "num_attention_heads": 2, "num_key_value_heads": 1}),
+    "llama-20-llama3": ("llama", {"head_dim": 20, "rope_parameters": LLAMA3}),
+    "phi3-partial-20": ("phi3", {"sliding_window": None, "hidden_size": 80, "partial_rotary_factor": 0.5}),
 }
 
 
@@ -71,6 +74,18 @@ def test_logits_equal_the_original_models(
     model_type, changes = CASES[case]
     directory = tiny_model(model_type, **changes)
     path = write_gguf(directory, tmp_path / "model.gguf")
+    check_logits(path, directory, tmp_path / "out")
+
+
+@pytest.mark.parametrize("written", ["zero", "nothing"])
+def test_gemma3_without_a_window_has_full_attention_everywhere(
+    written: str, tiny_model: Any, write_gguf: Any, check_logits: Any, tmp_path: Path
+) -> None:
+    """As llama.cpp reads it: every layer is rotated as the global ones are."""
+    everywhere = {"layer_types": ["full_attention"] * 3, "rope_parameters": GEMMA3_ROPE}
+    directory = tiny_model("gemma3_text", **GEMMA | everywhere)
+    extra = {"attention.sliding_window": (0, gguf.GGUFValueType.UINT32)} if written == "zero" else None
+    path = write_gguf(directory, tmp_path / "model.gguf", extra=extra)
     check_logits(path, directory, tmp_path / "out")
 
 

@@ -92,9 +92,9 @@ def test_errors_of_the_hub_are_told_in_one_line(
 
 def test_only_what_is_read_is_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["README.md", "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
-    wanted += ["chat_template.jinja", "tokenizer.json", "tokenizer.model"]
+    wanted += ["chat_template.jinja", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"]
     others = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "onnx/config.json"]
-    others += ["pytorch_model.bin", "original/tokenizer.model", "fp16/model.safetensors", "merges.txt"]
+    others += ["pytorch_model.bin", "original/tokenizer.model", "fp16/model.safetensors", "sample.txt"]
     fetched: list[str] = []
     utils: Any = huggingface_hub.utils
 

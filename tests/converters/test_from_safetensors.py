@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,19 +126,7 @@ def test_types_that_are_not_read_are_refused_on_opening(dtype: str, llama: Path)
 
 
 ByteRange = tuple[str, int, int]
-
-
-def log_reads(monkeypatch: pytest.MonkeyPatch) -> list[ByteRange]:
-    """File, offset and size of every read from now on."""
-    ranges: list[ByteRange] = []
-    original = PositionalFile.read
-
-    def logged(file: PositionalFile, offset: int, size_bytes: int) -> NDArray[np.uint8]:
-        ranges.append((file.path.name, offset, size_bytes))
-        return original(file, offset, size_bytes)
-
-    monkeypatch.setattr(PositionalFile, "read", logged)
-    return ranges
+ReadLog = Callable[[], list[ByteRange]]
 
 
 def header_bytes(path: Path) -> int:
@@ -145,8 +134,8 @@ def header_bytes(path: Path) -> int:
         return 8 + int.from_bytes(file.read(8), "little")
 
 
-def test_opening_reads_exactly_the_headers(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranges = log_reads(monkeypatch)
+def test_opening_reads_exactly_the_headers(sharded: Path, log_reads: ReadLog) -> None:
+    ranges = log_reads()
     open_source(sharded)
     read = sum(size for _, _, size in ranges)
     assert read == sum(header_bytes(path) for path in sharded.glob("*.safetensors"))
@@ -154,11 +143,11 @@ def test_opening_reads_exactly_the_headers(sharded: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("quant", ["int8", "fp32"])
 def test_conversion_reads_every_weight_byte_once(
-    quant: str, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quant: str, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_reads: ReadLog
 ) -> None:
     source = open_source(sharded)
     monkeypatch.setattr("edgekit.converters.weight_writer.CHUNK_ELEMENTS", 1000)  # many chunks a tensor
-    ranges = log_reads(monkeypatch)
+    ranges = log_reads()
     export(source, make_plan(source, load_target("linux-x86-64"), quant=quant), tmp_path / "out")
     assert max(Counter(ranges).values()) == 1
     for path in sharded.glob("*.safetensors"):
@@ -291,6 +280,16 @@ def test_tied_model_takes_the_embedding_as_head_with_or_without_a_copy(tiny_mode
     assert set(tensors_of(without)) == set(tensors_of(with_copy))
 
 
+def test_head_of_its_own_is_kept_whatever_the_config_says(tiny_model: Any, check_logits: Any, tmp_path: Path) -> None:
+    """transformers ties only what is equal."""
+    directory = Path(shutil.copytree(tiny_model("llama"), tmp_path / "own"))
+    change_json(directory / "config.json", tie_word_embeddings=True)
+    source = open_source(directory)
+    assert not source.config.tied_embeddings
+    assert source.notes[0].startswith("the head differs from the embedding")
+    check_logits(directory, directory, tmp_path / "out")
+
+
 def test_untied_model_without_head_is_refused(llama: Path) -> None:
     rewrite(llama, lambda tensors: tensors.pop("lm_head.weight"))
     assert "lm_head.weight is missing" in refusal(llama).message
@@ -303,7 +302,7 @@ def test_untied_model_without_head_is_refused(llama: Path) -> None:
         ({"quantization_config": ["x"]}, "already quantized", "full-precision"),
         ({"model_type": "mamba"}, "'mamba'", "smollm3"),
         ({"hidden_act": "relu2"}, "'relu2'", "gelu_pytorch_tanh"),
-        ({"rope_parameters": {"rope_type": "dynamic"}}, "'dynamic'", "longrope"),
+        ({"rope_parameters": {"rope_type": "proportional"}}, "'proportional'", "longrope"),
         ({"rope_parameters": ..., "rope_scaling": {"type": "ntk"}}, "'ntk'", "longrope"),
         ({"model_type": "gemma2", "sliding_window": 8, "layer_types": [[]] * 3}, "[]", "full_attention"),
     ],
@@ -360,87 +359,6 @@ def test_origin_and_files_are_recorded(llama: Path) -> None:
     assert source.weight_files == (llama / "model.safetensors",)
     assert not source.quantized
     assert source.parameters == sum(values.size for values in library_values(llama).values())
-
-
-# ---- The header ----
-
-
-def file_with(header: bytes, data: bytes, path: Path, *, length: int | None = None) -> PositionalFile:
-    path.write_bytes((len(header) if length is None else length).to_bytes(8, "little") + header + data)
-    return PositionalFile(path)
-
-
-def entry(begin: int, end: int, *, shape: Any = (2,), dtype: Any = "F32") -> dict[str, Any]:
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-
-
-@pytest.mark.parametrize(
-    ("header", "data_bytes", "words"),
-    [
-        ({"a": entry(0, 8)}, 7, "ends at byte"),
-        ({"a": entry(0, 8)}, 9, "the file has"),
-        ({"a": entry(0, 8), "b": entry(4, 12)}, 12, "overlaps"),
-        ({"a": entry(0, 8), "b": entry(0, 8)}, 8, "overlaps"),
-        ({"a": entry(0, 8), "b": entry(12, 20)}, 20, "gap"),
-        ({"a": entry(-8, 0)}, 8, "impossible offsets"),
-        ({"a": entry(8, 0)}, 8, "takes -8 bytes"),
-        ({"a": entry(0, 1 << 63)}, 8, "impossible offsets"),
-        ({"a": entry(0, 8, shape=(3,))}, 8, "takes 8 bytes, its shape needs 12"),
-        ({"a": entry(0, 8, shape=(1 << 61, 1 << 61))}, 8, "its shape needs"),
-        ({"a": entry(0, 8, shape=(-2,))}, 8, "impossible shape"),
-        ({"a": entry(0, 8, shape=(True, 2))}, 8, "impossible shape"),
-        ({"a": entry(0, 8, shape=[1] * 9)}, 8, "impossible shape"),
-        ({"a": entry(0, 8, shape=(2.0,))}, 8, "impossible shape"),
-        ({"a": entry(0, 8, dtype="F12")}, 8, "unknown type 'F12'"),
-        ({"a": entry(0, 8, dtype=["F32"])}, 8, "unknown type"),
-        ({"a": {"dtype": "F32", "shape": [2]}}, 8, "impossible offsets"),
-        ({"a": [1]}, 8, "no description"),
-        ({"a\x1b[2J": entry(0, 8)}, 8, "control characters"),
-        ([1, 2], 8, "not an object"),
-    ],
-)
-def test_impossible_header_is_refused(header: Any, data_bytes: int, words: str, tmp_path: Path) -> None:
-    file = file_with(json.dumps(header).encode(), bytes(data_bytes), tmp_path / "x.safetensors")
-    with pytest.raises(SourceError) as caught:
-        read_header(file)
-    assert words in caught.value.message
-    assert caught.value.message.isprintable()
-
-
-@pytest.mark.parametrize(
-    ("header", "length", "words"),
-    [
-        (b"{}", 3, "claims 3 bytes, the file has 10"),
-        (b"{}", (1 << 64) - 1, "claims"),
-        (b'{"a": 1', None, "not valid JSON"),
-        (b'{"a": {}, "a": {}}', None, "not valid JSON"),
-        (b"\xff\xfe", None, "not valid JSON"),
-        (b'{"a":' * 100_000, None, "not valid JSON"),
-        (b'{"a": ' + b"1" * 5000 + b"}", None, "not valid JSON"),
-    ],
-)
-def test_unreadable_header_is_refused(header: bytes, length: int | None, words: str, tmp_path: Path) -> None:
-    file = file_with(header, b"", tmp_path / "x.safetensors", length=length)
-    with pytest.raises(SourceError, match=words):
-        read_header(file)
-
-
-@pytest.mark.parametrize("size_bytes", [0, 1, 7])
-def test_file_too_short_for_a_header_is_refused(size_bytes: int, tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(bytes(size_bytes))
-    with pytest.raises(SourceError, match="too short"):
-        read_header(PositionalFile(tmp_path / "x.safetensors"))
-
-
-def test_header_over_the_limit_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.safetensors"
-    with path.open("wb") as file:
-        file.write((150_000_000).to_bytes(8, "little"))
-        file.truncate(200_000_000)  # sparse
-    ranges = log_reads(monkeypatch)
-    with pytest.raises(SourceError, match="claims 150,000,000 bytes"):
-        read_header(PositionalFile(path))
-    assert sum(size for _, _, size in ranges) == 8
 
 
 def test_file_cut_after_opening_is_an_error_on_reading(llama: Path) -> None:

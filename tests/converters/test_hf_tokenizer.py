@@ -59,6 +59,55 @@ def test_ids_equal_those_of_auto_tokenizer(extras: dict[str, Any], directory: Pa
     assert found.token_to_id("<|tool|>") == (261 if extras else None)
 
 
+OLD_FILES: dict[str, dict[str, Any]] = {
+    "special_tokens_map.json": {
+        "eos_token": {"content": "<|user|>", **NOT_SPECIAL},
+        "pad_token": "<|pad|>",
+        "additional_special_tokens": ["<|system|>", "<|extra|>"],
+    },
+    "added_tokens.json": {"<|tool|>": 261, "<|end|>": 257, "<think>": 262},
+}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("names", [(), *((name,) for name in OLD_FILES), tuple(OLD_FILES)])
+def test_older_files_count_as_in_transformers(names: tuple[str, ...], listed: bool, directory: Path) -> None:
+    from transformers import AutoTokenizer
+
+    for name in names:
+        change(directory / name, **OLD_FILES[name])
+    if listed:  # then the older files do not count
+        change(directory / "tokenizer_config.json", added_tokens_decoder=EXTRAS)
+    expected, files = AutoTokenizer.from_pretrained(directory), opened(directory)
+    found = Tokenizer.from_str(files.tokenizer_json)
+    for text in [*TEXTS, "<|pad|> <|extra|><|system|> words"]:
+        assert found.encode(text).ids == expected(text)["input_ids"], text
+    assert files.special_tokens["eos_token"] == expected.eos_token
+    assert expected.eos_token_id in files.eos_token_ids
+
+
+def test_settings_go_before_the_flags_of_the_tokenizer_file(directory: Path) -> None:
+    from transformers import AutoTokenizer
+
+    changed = {"content": "<|user|>", **NOT_SPECIAL, "special": True, "lstrip": True, "rstrip": True}
+    change(directory / "tokenizer_config.json", added_tokens_decoder={"258": changed})
+    expected, found = AutoTokenizer.from_pretrained(directory), Tokenizer.from_str(opened(directory).tokenizer_json)
+    text = "a  <|user|>  b"
+    assert found.encode(text).ids == expected(text)["input_ids"]
+    assert found.encode(text).ids != found.encode("a<|user|>b").ids[:2]
+
+
+@pytest.mark.parametrize("number", [257, 261, 300, 5])
+def test_id_that_the_tokenizer_would_not_give_is_refused(number: int, directory: Path) -> None:
+    """The tokenizers library, and transformers with it, numbers tokens by itself: the weights would not match."""
+    change(directory / "added_tokens.json", **{"<|tool|>": number})
+    if number == 261:
+        opened(directory)
+        return
+    with pytest.raises(SourceError, match=f"lists '<.*>' as token {number}"):
+        opened(directory)
+
+
 @pytest.mark.parametrize("add_bos", [True, False, None])
 @pytest.mark.parametrize("add_eos", [True, False, None])
 @pytest.mark.parametrize("begins", [True, False])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edgekit.converters.hf_tokenizer import tokenizer_from_directory
 from edgekit.converters.spm_tokenizer import sentencepiece_tokenizer
 from edgekit.errors import EdgeKitError, SourceError, UnsupportedError
 
@@ -50,6 +51,49 @@ def test_model_type_counts(tmp_path: Path) -> None:
     llama, phi3 = (json.loads(sentencepiece_tokenizer(path, {}, name)) for name in ("llama", "phi3"))
     assert not any(token["rstrip"] for token in llama["added_tokens"])
     assert any(token["rstrip"] for token in phi3["added_tokens"])  # Phi-3 eats the space after them
+
+
+OLD_FILES: dict[str, Any] = {
+    "special_tokens_map.json": {
+        "eos_token": "<|end|>",
+        "pad_token": "<pad>",
+        "additional_special_tokens": ["<|user|>"],
+    },
+    "added_tokens.json": {"<|user|>": 330, "<|end|>": 331, "<think>": 332},
+}
+LISTED = {
+    str(330 + index): {"content": text, "lstrip": False, "rstrip": strip, "single_word": False, "normalized": False}
+    | {"special": True}
+    for index, (text, strip) in enumerate([("<|user|>", True), ("<|end|>", False), ("<think>", False)])
+}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("legacy", [True, False])
+def test_added_tokens_have_the_ids_of_transformers(listed: bool, legacy: bool, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    trained(tmp_path)
+    settings: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, "add_bos_token": True}
+    # In both files: transformers takes such a token of added_tokens.json as special only where the settings say so too.
+    settings["additional_special_tokens"] = ["<|user|>"]
+    files = {"config.json": {"model_type": "llama"}, "tokenizer_config.json": settings}
+    files |= {"tokenizer_config.json": settings | {"added_tokens_decoder": LISTED}} if listed else OLD_FILES
+    for name, values in files.items():
+        (tmp_path / name).write_text(json.dumps(values), encoding="utf-8")
+    expected = AutoTokenizer.from_pretrained(tmp_path)
+    found = Tokenizer.from_str(tokenizer_from_directory(tmp_path, {"model_type": "llama"}).tokenizer_json)
+    stripped = ["a <|user|>   b"] if listed else []  # a text that begins with a space goes as in SentencePiece
+    for text in [
+        *TEXTS[2:],
+        "<|user|>hello world<|end|>\nthe <think>quick</think> fox",
+        "a <|user|>b<|end|>c<pad>",
+        *stripped,
+    ]:
+        ids = expected(text)["input_ids"]
+        assert found.encode(text).ids == ids, text
+        assert found.decode(ids) == expected.decode(ids, skip_special_tokens=True)
 
 
 def test_begin_token_is_left_out_where_the_settings_say_so(tmp_path: Path) -> None:

@@ -156,6 +156,12 @@ def test_link_out_of_the_bundle_is_refused(kind: str, own: Path) -> None:
         open_bundle(own)
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "onnx/._model.onnx", "Thumbs.db", "onnx/desktop.ini"])
+def test_what_file_managers_leave_is_no_change(name: str, own: Path) -> None:
+    (own / name).write_bytes(b"x")
+    open_bundle(own)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no named pipes on disk")
 def test_pipe_in_place_of_a_file_is_refused(own: Path) -> None:
     (own / "tokenizer.json").unlink()

@@ -41,6 +41,7 @@ def test_empty_file_is_the_default(tmp_path: Path) -> None:
 
 def test_file_with_overrides(tmp_path: Path) -> None:
     text = """
+    rounding = "gptq"
     bits = 4
     block_size = 128
     symmetric = true
@@ -54,6 +55,7 @@ def test_file_with_overrides(tmp_path: Path) -> None:
     """
     scheme = load_scheme(recipe(tmp_path, text))
     assert scheme.format == WeightFormat(4, 128)
+    assert scheme.calibrated
     assert scheme.overrides == (
         Override(("down", "output"), WeightFormat(8, 128), "edges"),
         Override(("head",), WeightFormat(32)),
@@ -77,6 +79,8 @@ def test_override_of_a_float_scheme_gets_blocks(tmp_path: Path) -> None:
         ("block_size = 48", "block size 48 is not handled"),
         ("block_size = 0", "block size 0 is not handled"),
         ("symmetric = 1", "symmetric is 1, expected bool"),
+        ('rounding = "up"', "rounding is 'up'"),
+        ("rounding = [1]", "rounding is [1]"),
         ("overrides = 3", "overrides must be a list of tables"),
         ("overrides = [3]", "overrides must be a list of tables"),
         ("[[overrides]]\nbits = 8", "roles is []"),

@@ -66,6 +66,22 @@ def test_fp16_is_labelled_for_what_it_is(tiny_model: Any, tmp_path: Path) -> Non
         assert 0 < quality["kl_mean"] < 1e-4
 
 
+def test_calibrated_rounding_costs_less_quality(tiny_model: Any, tmp_path: Path) -> None:
+    """The same blocks, rounded to nearest and by what the weights see."""
+    recipe = tmp_path / "plain.toml"
+    recipe.write_text('bits = 4\nblock_size = 64\n[[overrides]]\nroles = ["down"]\nlayers = "edges"\nbits = 8\n')
+    calibrated, plain = (
+        edgekit.convert(tiny_model("llama"), target=TARGET, quant=quant, out=tmp_path / f"{number}.edgekit")
+        for number, quant in enumerate(("int4-mixed", str(recipe)))
+    )
+    assert _size(calibrated) == _size(plain)
+    assert _quality(calibrated)["kl_mean"] < _quality(plain)["kl_mean"]
+
+
+def _size(bundle: edgekit.Bundle) -> int:
+    return sum(weight.size_bytes for weight in bundle.manifest.programs[0].graph.weights)
+
+
 def test_quantized_weights_are_smaller(converted: Any) -> None:
     sizes = [
         sum(weight.size_bytes for weight in edgekit.open_bundle(path).program().graph.weights)
@@ -120,13 +136,22 @@ def test_program_larger_than_full_precision_is_refused(tiny_model: Any, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_progress_only_grows_and_ends_complete(tiny_model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("quant", "expected"),
+    [
+        ("int8", ["quantize", "generate", "reference", "compare"]),
+        ("int4-mixed", ["prepare", "calibrate", "quantize", "generate", "reference", "compare"]),
+    ],
+)
+def test_progress_only_grows_and_ends_complete(
+    quant: str, expected: list[str], tiny_model: Any, tmp_path: Path
+) -> None:
     steps: list[Progress] = []
     edgekit.convert(
-        tiny_model("llama"), target=TARGET, quant="int8", out=tmp_path / "a.edgekit", on_progress=steps.append
+        tiny_model("llama"), target=TARGET, quant=quant, out=tmp_path / "a.edgekit", on_progress=steps.append
     )
     stages = dict.fromkeys(step.stage for step in steps)
-    assert list(stages) == ["quantize", "generate", "reference", "compare"]
+    assert list(stages) == expected
     for stage in stages:
         done = [step.done for step in steps if step.stage == stage]
         assert done == sorted(done)
@@ -134,7 +159,7 @@ def test_progress_only_grows_and_ends_complete(tiny_model: Any, tmp_path: Path) 
 
 
 def steps_unit(stage: str) -> str:
-    return "bytes" if stage in {"quantize", "reference"} else "texts"
+    return "bytes" if stage in {"prepare", "quantize", "reference"} else "texts"
 
 
 def test_error_in_the_callers_progress_leaves_nothing(tiny_model: Any, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ LONGROPE = {
     "short_factor": [1.0 + 0.1 * index for index in range(8)],
     "long_factor": [1.5 + 0.7 * index for index in range(8)],
 }
+FEW_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
@@ -27,6 +28,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
+    "llama with heads of 120": ("llama", {"head_dim": 120, **FEW_HEADS}),
+    "llama with heads of 100": ("llama", {"head_dim": 100, **FEW_HEADS}),
+    "mistral with heads of 20, past its window": ("mistral", {"head_dim": 20, "sliding_window": WINDOW}),
+    "phi3 that rotates 10 of 20": ("phi3", {"hidden_size": 80, "partial_rotary_factor": 0.5}),
     "phi3 before its switch": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 128}),
     "phi3 past its switch": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 8}),
     "phi3 across its switch": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),

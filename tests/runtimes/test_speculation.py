@@ -291,3 +291,15 @@ def test_a_draft_is_cut_to_what_the_constraint_admits_and_to_what_is_asked_for()
     assert fresh().draft(0) == []
     assert fresh().draft(8, OnlyTokens([51, 52, 1])) == [51, 52]
     assert fresh().draft(8, OnlyTokens([1])) == []
+
+
+def test_what_a_structure_demands_is_drafted_before_lookup_and_learned_apart() -> None:
+    speculator = Speculator(taught_costs({1: 1.0, 16: 1.1}), [7, 8, 9, 4, 7])
+    speculator.record([], [8])
+    assert speculator.draft(8, OnlyTokens([3, 2, 1, 0]), forced=[3, 2, 1]) == [3, 2, 1]
+    speculator.record([3, 2, 1], [3, 2, 1])  # the structure was complete
+    assert (speculator.drafted, speculator.accepted) == (3, 3)
+    for _ in range(50):  # always cut into tokens otherwise
+        drafted = speculator.draft(8, None, forced=[3, 2, 1])
+        speculator.record(drafted, [4])
+    assert drafted == []

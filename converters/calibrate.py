@@ -1,0 +1,123 @@
+"""Calibration: what each matrix of a decoder is multiplied with on given texts, one layer at a time.
+
+Each layer is run by ONNX Runtime in full precision on the hidden states that the layer before left. So memory holds one layer,
+the hidden states of the texts, and the second moments of one layer's inputs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgekit.config import ModelConfig
+from edgekit.plan import WeightPlan
+from edgekit.quant import WeightFormat
+from edgekit.source import Source, Tensor, part_shapes
+
+from .gptq import RoundingGuide, make_guide
+from .onnx_decoder import FIRST_POSITION, HIDDEN, INPUTS, ROPE_LENGTH, cache_layout, emit_layer
+from .weight_writer import write_weights
+
+__all__ = ["rounding_guides", "second_moments"]
+
+_DATA = "layer.data"
+_QUIET = 3
+_ROWS_AT_ONCE = 4096
+
+Floats = NDArray[np.float32]
+
+
+def rounding_guides(
+    source: Source, texts: Sequence[Sequence[int]], place: Path
+) -> Iterator[Mapping[str, RoundingGuide]]:
+    """How to round the matrices of each layer, by role, and at last the head; see `second_moments`."""
+    for moments in second_moments(source, texts, place):
+        yield {role: make_guide(total) for role, total in moments.items()}
+
+
+def second_moments(
+    source: Source, texts: Sequence[Sequence[int]], place: Path
+) -> Iterator[Mapping[str, NDArray[np.float64]]]:
+    """Sums of products of each pair of inputs, float64 [columns, columns], of the matrices of each layer, by role, and at last
+    of the head (which is the embedding where they are tied).
+
+    Args:
+        source: The checkpoint.
+        texts: Token ids.
+        place: A folder for one layer's weights in float32.
+
+    Raises:
+        SourceError: A weight can't be read or is not a finite number.
+    """
+    config = source.config
+    context = max(map(len, texts))
+    states = [_embed(source.parts["embedding"], np.asarray(text, np.int64), config) for text in texts]
+    normed = states
+    for index in range(len(config.layers)):
+        with tempfile.TemporaryDirectory(dir=place, prefix=".layer-", ignore_cleanup_errors=True) as folder:
+            moments, states, normed = _run_layer(source, index, states, context, Path(folder))
+        yield moments
+    yield {"embedding" if config.tied_embeddings else "head": _products(normed)}
+
+
+def _embed(tensors: tuple[Tensor, ...], tokens: NDArray[np.int64], config: ModelConfig) -> Floats:
+    """Rows of the embedding, float32 [tokens, hidden]; the table is read in parts."""
+    (table,) = tensors
+    found = np.empty((len(tokens), table.shape[1]), np.float32)
+    for start in range(0, table.shape[0], _ROWS_AT_ONCE):
+        here = np.flatnonzero((tokens >= start) & (tokens < start + _ROWS_AT_ONCE))
+        if len(here):
+            found[here] = table.read(start, min(start + _ROWS_AT_ONCE, table.shape[0]))[tokens[here] - start]
+    return found * np.float32(config.embedding_scale)
+
+
+def _run_layer(
+    source: Source, index: int, states: list[Floats], context: int, folder: Path
+) -> tuple[dict[str, NDArray[np.float64]], list[Floats], list[Floats]]:
+    """Second moments of the layer's inputs by role, the hidden states after it, and those normed for what follows."""
+    config = source.config
+    plans = {role: WeightPlan(shape, WeightFormat(32)) for role, shape in part_shapes(config).items()}
+    emitted, residual, normed = emit_layer(config, plans, index, context=context, data_file=_DATA)
+    write_weights(folder / _DATA, emitted, config, plans, source.parts)
+    program = folder / "layer.onnx"
+    program.write_bytes(emitted.builder.model(config.model_type).SerializeToString(deterministic=True))
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+    names = list(dict.fromkeys([residual, normed, *emitted.factors.values()]))
+    moments = {role: np.zeros(1) for role in emitted.factors}
+    after, normed_after = [], []
+    for state in states:
+        found = dict(zip(names, session.run(names, _feeds(config, index, state, session)), strict=True))
+        after.append(found[residual][0])
+        normed_after.append(found[normed][0])
+        for role, name in emitted.factors.items():
+            moments[role] = moments[role] + _products([found[name][0]])
+    return moments, after, normed_after
+
+
+def _feeds(config: ModelConfig, index: int, state: Floats, session: Any) -> dict[str, Any]:
+    layout, length = cache_layout(config, 32), len(state)
+    empty = np.zeros((1, layout.kv_heads, length, layout.head_dim), np.float32)
+    feeds = {
+        INPUTS["tokens"]: np.zeros((1, length), np.int64),
+        INPUTS["length"]: np.array(length, np.int32),
+        INPUTS["logits_start"]: np.zeros(1, np.int64),
+        ROPE_LENGTH: np.array(length, np.int64),
+        FIRST_POSITION: np.array(0, np.int64),
+        HIDDEN: state[None],
+    } | {name.replace("{}", str(index)): empty for name in layout.past}
+    declared = {value.name for value in session.get_inputs()}
+    return {name: value for name, value in feeds.items() if name in declared}
+
+
+def _products(inputs: Sequence[Floats]) -> NDArray[np.float64]:
+    """Sum over all rows of the products of each pair of columns, float64 [columns, columns]."""
+    total: NDArray[np.float64] = np.sum([rows.T @ rows for rows in inputs], axis=0, dtype=np.float64)
+    return total

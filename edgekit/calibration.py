@@ -1,0 +1,71 @@
+"""The texts that calibrated rounding learns from: the model writes them itself, at 8 bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekit.companion import companion
+from edgekit.errors import ConversionError
+from edgekit.goldens import render_prompts, sampled_tokens
+from edgekit.plan import Plan
+from edgekit.progress import Progress, ProgressFn
+from edgekit.source import Source
+
+__all__ = ["calibration_texts"]
+
+NEW_TOKENS = 128  # of each text
+SEED = 60_000  # apart from the goldens': what is learnt from is not what is tested on
+# Subjects and kinds of text that an assistant meets, none of them among the goldens.
+_QUESTIONS = (
+    "What is the difference between a virus and a bacterium?",
+    "Give me a recipe for vegetable soup.",
+    "Write a Python function that reverses a linked list.",
+    "Summarize the causes of the First World War.",
+    "How do I prepare for a job interview?",
+    "Translate into French: Good morning, how are you?",
+    "What should I see in Rome in two days?",
+    "Explain photosynthesis to a child.",
+    "Write an email that asks for a refund.",
+    "Who was Ada Lovelace?",
+    "Solve the equation 3x + 5 = 20 step by step.",
+    "Write a poem about winter.",
+)
+_OPENINGS = (
+    "The history of the city begins",
+    "In this paper we show that",
+    "def main():\n",
+    "The company announced on Monday that",
+    "# Installation\n\n",
+    "Dear Sir or Madam,\n",
+    "Question: How many legs does a spider have?\nAnswer:",
+    "The patient was admitted with",
+)
+
+
+def calibration_texts(
+    source: Source, plan: Plan, bundle_directory: Path, *, on_progress: ProgressFn | None = None
+) -> tuple[tuple[int, ...], ...]:
+    """Token ids of chat replies and of plain texts, each with its prompt.
+
+    Raises:
+        ConversionError: The context is too short for any prompt.
+        SourceError, BundleError: The 8-bit program can't be written or run.
+    """
+    texts: list[tuple[int, ...]] = []
+    with companion(
+        source, bundle_directory, quant="int8", context=plan.context, format=plan.format, stage="prepare",
+        on_progress=on_progress,
+    ) as model:  # fmt: skip
+        prompts = [*render_prompts(model, _QUESTIONS, ()), *((text, True) for text in _OPENINGS)]
+        for number, (prompt, add_special_tokens) in enumerate(prompts):
+            ids = model.token_ids(prompt, add_special_tokens=add_special_tokens)
+            count = min(NEW_TOKENS, model.context - len(ids))
+            if ids and count > 0:
+                texts.append((*ids, *sampled_tokens(model, ids, count, SEED + number)))
+            if on_progress:
+                on_progress(Progress("calibrate", number + 1, len(prompts), "texts"))
+    if not texts:
+        raise ConversionError(
+            f"a context of {plan.context} is too short to calibrate {plan.quant}", hint="use --quant int8 or int4"
+        )
+    return tuple(texts)

@@ -1,0 +1,67 @@
+"""A program of the same source in another precision, for as long as a conversion or a verification needs it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.bundle import TOKENIZER, Bundle, Program
+from edgekit.describe import NOT_VERIFIED, describe
+from edgekit.graph import Graph
+from edgekit.plan import make_plan
+from edgekit.progress import ProgressFn
+from edgekit.registry import CONVERTERS, LOADER, load_attribute
+from edgekit.source import Source
+from edgekit.staging import working_directory
+from edgekit.target import load_target
+
+if TYPE_CHECKING:
+    from edgekit.runtimes.engine import LoadedModel
+
+__all__ = ["companion"]
+
+TARGET = "linux-x86-64"  # where it runs: on the build machine
+
+
+@contextmanager
+def companion(
+    source: Source,
+    bundle_directory: Path,
+    *,
+    quant: str,
+    context: int,
+    format: str,
+    stage: str,
+    mapped: bool = False,
+    on_progress: ProgressFn | None = None,
+) -> Iterator[LoadedModel]:
+    """Write the program beside a bundle, load it, and remove it afterwards.
+
+    Args:
+        stage: What its progress is called.
+        mapped: Compute from mapped weights: slower, with little memory.
+
+    Raises:
+        SourceError, ConversionError, BundleError: It can't be written or loaded.
+    """
+    plan = make_plan(source, load_target(TARGET), quant=quant, context=context, format=format)
+    renamed = (lambda step: on_progress(replace(step, stage=stage))) if on_progress else None
+    with working_directory(_writable(bundle_directory.parent), f"edgekit-{stage}") as folder:
+        graph: Graph = load_attribute(CONVERTERS[format])(source, plan, folder, on_progress=renamed)
+        (folder / TOKENIZER).write_text(source.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
+        bundle = Bundle(folder, describe(source, plan, graph))
+        with load_attribute(LOADER)(bundle, Program(graph, plan.context, NOT_VERIFIED), mapped=mapped) as model:
+            yield model
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, or else where the system keeps temporary files. Tried, not asked: Windows' permissions do not tell."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.gettempdir())

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server for bundles; needs the extra `serve`."""

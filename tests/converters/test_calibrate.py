@@ -1,0 +1,73 @@
+"""What calibration sees of each layer, against hooks on the modules of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekit.converters.calibrate import second_moments
+from edgekit.source import open_source
+
+# Second moments sum 110 products of float32 numbers that two libraries compute in different orders.
+RELATIVE_TOLERANCE = 1e-3
+MODULES = {
+    "qkv": ("self_attn.q_proj", "self_attn.qkv_proj"),
+    "output": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.gate_up_proj"),
+    "down": ("mlp.down_proj",),
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-padded-heads": ("llama", {"head_dim": 12}),
+    "mistral": ("mistral", {"sliding_window": 24}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "phi3": ("phi3", {}),
+    "gemma2": ("gemma2", {"head_dim": 32, "sliding_window": 24, "tie_word_embeddings": True}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}),
+}
+
+
+def reference_moments(directory: Path, texts: list[list[int]]) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    found: dict[str, Any] = {}
+
+    def listen(role: str) -> Any:
+        def hook(_: Any, inputs: tuple[Any, ...]) -> None:
+            rows = inputs[0][0].double().numpy()
+            found[role] = found.get(role, 0) + rows.T @ rows
+
+        return hook
+
+    for name, module in model.named_modules():
+        for role, suffixes in MODULES.items():
+            if name.endswith(suffixes):
+                module.register_forward_pre_hook(listen(f"layers.{name.split('.')[2]}.{role}"))
+        if name == "lm_head":
+            module.register_forward_pre_hook(listen("embedding" if model.config.tie_word_embeddings else "head"))
+    with torch.no_grad():
+        for text in texts:
+            model(torch.tensor([text]))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_second_moments_equal_transformers(case: str, tiny_model: Any, tmp_path: Path) -> None:
+    model_type, changes = CASES[case]
+    directory = tiny_model(model_type, **changes)
+    generator = np.random.default_rng(7)
+    texts = [generator.integers(0, 256, length).tolist() for length in (70, 30, 10)]
+    found: dict[str, Any] = {}
+    for some in second_moments(open_source(directory), texts, tmp_path):
+        found.update(some)
+    expected = reference_moments(directory, texts)
+    assert found.keys() == expected.keys()
+    for role, moments in expected.items():
+        np.testing.assert_allclose(found[role], moments, rtol=0, atol=RELATIVE_TOLERANCE * np.abs(moments).max())
+    assert not list(tmp_path.iterdir()), "the layers' files are removed"
