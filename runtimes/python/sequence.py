@@ -97,9 +97,21 @@ class TokenSequence:
             count = min(chunk, len(new) - done)
             if count > LEAST_ROWS and 0 < len(new) - done - count < LEAST_ROWS:
                 count -= 1
-            part = new[done : done + count]
+            yield self.forward(new[done : done + count], all_rows=all_rows, rope_length=total)
             done += count
-            yield self._forward(part, count if all_rows else 1, total)
+
+    def forward(
+        self, new: Sequence[int], *, all_rows: bool = False, rope_length: int | None = None
+    ) -> NDArray[np.float32]:
+        """Append at most a chunk of tokens that do not cross the switch; see `extend`."""
+        with self.lock:
+            if self.slides:
+                self._make_room(len(new))
+            rope_length = rope_length or len(self.tokens) + len(new)
+            rows = len(new) if all_rows else 1
+            logits = self._decoder.forward(np.array(new, np.int64), rows=rows, rope_length=rope_length)
+            self.tokens.extend(new)
+            return logits
 
     def crosses_switch(self, new: int) -> bool:
         """Whether appending this many tokens would change the rotation of all of them."""
@@ -162,14 +174,6 @@ class TokenSequence:
         with self.lock:
             self.tokens, self.forgotten = [], 0
             self._decoder.close()
-
-    def _forward(self, new: Sequence[int], rows: int, rope_length: int) -> NDArray[np.float32]:
-        with self.lock:
-            if self.slides:
-                self._make_room(len(new))
-            logits = self._decoder.forward(np.array(new, np.int64), rows=rows, rope_length=rope_length)
-            self.tokens.extend(new)
-            return logits
 
     def _make_room(self, new: int) -> None:
         """Let go of what the new tokens do not see, where they do not fit the cache: seldom, and then much at once.

@@ -125,6 +125,7 @@ class ForwardCosts:
         self._one_row: deque[float] = deque(maxlen=9)
         self._one_row_s = 0.0
         self._since_one_row = 0
+        self._unfitted = 0  # forwards of one row that the fit does not know yet
         self._measured = _NOTHING
         self._prior = _NOTHING
         for rows, cost in PRIOR_COSTS.items():
@@ -139,10 +140,12 @@ class ForwardCosts:
     @property
     def is_measured(self) -> bool:
         """Whether a forward of several rows happened lately."""
+        self._catch_up()
         return self._measured[0] >= 0.5
 
     def ratio(self, rows: int) -> float:
         """Time of a forward of `rows` rows in units of one row."""
+        self._catch_up()
         return 1.0 if rows == 1 else max(self._base + self._slope * rows, 1.0)
 
     def observe(self, rows: int, seconds: float) -> None:
@@ -152,14 +155,21 @@ class ForwardCosts:
         """
         if rows == 1:
             self._one_row.append(seconds)
-            self._one_row_s, self._since_one_row = statistics.median(self._one_row), 0
-            self._measured = _add(self._measured, _FORGET_BY_ROW)
+            self._since_one_row = 0
+            self._unfitted += 1  # the fit waits until it is asked for: most tokens have nothing to draft from
         elif self._one_row:
             self._since_one_row += 1
             expected = self.ratio(rows)
             cost = min(max(seconds / self._one_row_s, expected / _MOST_SURPRISE), expected * _MOST_SURPRISE)
             self._measured = _add(self._measured, _FORGET_BY_DRAFT, rows, cost)
-        self._fit()
+            self._fit()
+
+    def _catch_up(self) -> None:
+        if self._unfitted:
+            self._one_row_s = statistics.median(self._one_row)
+            self._measured = _add(self._measured, _FORGET_BY_ROW**self._unfitted)
+            self._unfitted = 0
+            self._fit()
 
     def _fit(self) -> None:
         weight, rows, squares, costs, products = map(sum, zip(self._prior, self._measured, strict=True))
@@ -243,6 +253,8 @@ class Speculator:
                 checked as any draft, as the same text may be cut into tokens otherwise.
         """
         self._forced = [Prediction(token, 1, "forced") for token in forced[:most]]
+        if not self._forced and not self._indexed().match_length:
+            return []
         likely = self._forced or self._indexed().predictions()
         drafted = self._likely(likely, min(most, MOST_DRAFTED if self._forced else self._limit))
         return drafted[: constraint.count_valid(drafted)] if constraint is not None and drafted else drafted
@@ -269,8 +281,8 @@ class Speculator:
             self._written = [*self._written, *picked]
             return
         for token in picked:
-            if (prediction := next(self._lookup.predictions(), None)) is not None:
-                self._acceptance.observe(prediction, token)
+            if self._lookup.match_length:
+                self._acceptance.observe(next(self._lookup.predictions()), token)
             self._lookup.extend((token,))
 
     def _indexed(self) -> PromptLookup:
