@@ -105,6 +105,7 @@ _PLAIN_ARGUMENTS = ToolFormat("", between="\n", is_bare=True)
 _BY_TEMPLATE: tuple[tuple[tuple[str, ...], ToolFormat | None], ...] = (
     (("<function=", "<parameter="), None),  # Qwen3-Coder, Qwen3.5
     (("<|tool_call_start|>",), None),  # LFM2
+    (("<|tool_list_start|>",), None),  # LFM2: its first templates have no calls
     (("<start_function_call>",), None),  # FunctionGemma
     (("<|tool_call>",), None),  # Gemma 4
     (("<arg_key>",), None),  # GLM 4.5
