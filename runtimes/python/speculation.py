@@ -159,6 +159,7 @@ class ForwardCosts:
             self._unfitted += 1  # the fit waits until it is asked for: most tokens have nothing to draft from
         elif self._one_row:
             self._since_one_row += 1
+            self._catch_up()
             expected = self.ratio(rows)
             cost = min(max(seconds / self._one_row_s, expected / _MOST_SURPRISE), expected * _MOST_SURPRISE)
             self._measured = _add(self._measured, _FORGET_BY_DRAFT, rows, cost)
