@@ -188,7 +188,9 @@ class Generation:
     def _forward(self) -> Generator[None, None, Logits | None]:
         """Compute the last token, and what is drafted after it; logits [1 + drafted, vocabulary], None where cancelled."""
         sequence, speculator = self._sequence, self._speculator
-        self._draft = speculator.draft(self._most_drafted(), self._constraint) if speculator else []
+        if speculator:
+            forced = self._constraint.forced_tokens() if self._constraint else ()
+            self._draft = speculator.draft(self._most_drafted(), self._constraint, forced)
         new = [self._last_token, *self._draft]
         began = time.perf_counter()
         if not sequence.crosses_switch(len(new)):
