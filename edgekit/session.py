@@ -65,10 +65,13 @@ class GenerateOptions:
         structure: What the text must be an instance of: JsonSchema, Regex, Lark or Choice.
         tools: Functions that the model may call, in OpenAI's form: {"type": "function", "function": {"name", ...}}.
         tool_choice: "auto", "none", "required" or the name of the tool to call.
-        speculate: Draft tokens from the text so far and check several in one forward, where that is measured to pay.
+        speculate: Draft tokens from the text so far and check several in one forward, where that is measured to pay. A
+            sampled reply with a seed drafts nothing: what is computed together rounds together, and what pays depends on
+            measured times, but a seed shall give the same tokens each time.
         context_policy: What happens when the prompt, or the reply, does not fit the context. "error" refuses the prompt and
-            ends the reply with `length`; "drop-oldest-turns" leaves out the oldest messages, never the system message;
-            "sliding" forgets the oldest tokens, for models trained with a sliding window in every layer.
+            ends the reply with `length`; "drop-oldest-turns" leaves out the oldest turns, never the system message, until
+            a quarter of the context, or `max_tokens` where that is less, is free for the reply; "sliding" lets go of the
+            oldest tokens, up to the length that the model was trained for, where every layer has a sliding window.
 
     Raises:
         GenerationError: A value is outside its range.
@@ -221,7 +224,7 @@ class Session(Protocol):
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """What the cache holds."""
+        """What has been computed: prompts and replies."""
         ...
 
     def stream(self, prompt: Prompt, **options: object) -> Iterator[Chunk]:
@@ -253,7 +256,7 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the cache."""
+        """Free the cache, or leave it to the model to share. A running stream ends as cancelled first."""
         ...
 
 
@@ -261,7 +264,7 @@ class Model(Protocol):
     """Loaded weights, tokenizer and chat template. Opens many sessions."""
 
     def session(self) -> Session:
-        """Open a conversation with an empty cache."""
+        """Open a conversation with an empty cache. Its first prompt takes what it shares with other sessions."""
         ...
 
     def restore(self, path: str | Path) -> Session:

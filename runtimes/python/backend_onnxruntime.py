@@ -169,11 +169,11 @@ class OnnxRuntimeDecoder:
         """See `Decoder.forget`: what is left moves to the front of the buffers."""
         if self._first_position is None or not 0 <= count <= self._length:
             raise ValueError(f"forget {count} of {self._length} tokens")
-        kept = self._length - count
+        kept, end, self._length = self._length - count, self._length, 0  # nothing is there if an interrupt comes
         for buffer in self._cache.values():
-            buffer[:, :, :kept] = buffer[:, :, count : self._length]  # numpy copies overlapping parts aside
-        self._length = kept
+            buffer[:, :, :kept] = buffer[:, :, count:end]  # numpy copies overlapping parts aside
         self._first_position[...] += count
+        self._length = kept
 
     def read_cache(self) -> list[NDArray[np.generic]]:
         """See `Decoder.read_cache`: views of the buffers."""

@@ -125,6 +125,10 @@ class Constraint:
         beyond = (place for place, token in enumerate(ids) if token >= self._vocab_size or token in never)
         return int(self._matcher.validate_tokens(ids[: next(beyond, len(ids))]))
 
+    def forced_tokens(self) -> list[int]:
+        """Return the text that must follow, as the tokenizer cuts it; empty where there is a choice."""
+        return [] if self.is_complete else list(self._matcher.compute_ff_tokens())
+
     def close(self) -> None:
         """Free the parser."""
         del self._matcher

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -174,35 +174,47 @@ class Generation:
             sequence.rewind(0)
             cached = 0
         scores: list[TokenLogprob] = []
-        computed = sequence.extend(prompt[cached:], all_rows=alternatives is not None)
-        while not self._cancelled.is_set():
-            logits = next(computed)
-            if alternatives is not None:
-                following = prompt[len(sequence.tokens) - len(logits) + 1 :]
-                pairs = zip(logits, following, strict=False)
-                scores += (token_logprob(row, token, alternatives) for row, token in pairs)
-            if len(sequence.tokens) == len(prompt):
-                self._model.store.make_room()
-                return Prefilled(logits[-1:].copy(), cached, tuple(scores))
-            yield None
-        return None
+
+        def score(logits: Logits) -> None:
+            following = prompt[len(sequence.tokens) - len(logits) + 1 :]
+            pairs = zip(logits, following, strict=False)
+            scores.extend(token_logprob(row, token, alternatives or 0) for row, token in pairs)
+
+        logits = yield from self._compute(prompt[cached:], len(prompt), None if alternatives is None else score)
+        self._passes = 0
+        self._model.store.make_room()
+        return None if logits is None else Prefilled(logits[-1:].copy(), cached, tuple(scores))
 
     def _forward(self) -> Generator[None, None, Logits | None]:
         """Compute the last token, and what is drafted after it; logits [1 + drafted, vocabulary], None where cancelled."""
-        sequence, speculator, new = self._sequence, self._speculator, self._last_token
-        self._draft = speculator.draft(self._most_drafted(), self._constraint) if speculator else []
-        target = len(self._prompt) + self._count + len(self._draft)
-        computed = sequence.extend([new, *self._draft], all_rows=bool(self._draft))
+        sequence, speculator = self._sequence, self._speculator
+        if speculator:
+            forced = self._constraint.forced_tokens() if self._constraint else ()
+            self._draft = speculator.draft(self._most_drafted(), self._constraint, forced)
+        new = [self._last_token, *self._draft]
         began = time.perf_counter()
-        while True:
+        if not sequence.crosses_switch(len(new)):
+            self._passes += 1
+            logits = sequence.forward(new, all_rows=len(new) > 1)
+            self._forward_s = time.perf_counter() - began
+            return logits
+        self._forward_s = None
+        return (yield from self._compute(new, len(sequence.tokens) + 1))
+
+    def _compute(
+        self, new: list[int], total: int, on_logits: Callable[[Logits], None] | None = None
+    ) -> Generator[None, None, Logits | None]:
+        """Append tokens in chunks until there are `total`, yielding between them; the last logits, None where cancelled."""
+        computed = self._sequence.extend(new, all_rows=on_logits is not None)
+        while not self._cancelled.is_set():
             logits = next(computed)
             self._passes += 1
-            if len(sequence.tokens) == target:
-                self._forward_s = time.perf_counter() - began
+            if on_logits:
+                on_logits(logits)
+            if len(self._sequence.tokens) == total:
                 return logits
-            yield None  # past the model's original context all is computed again, in chunks
-            if self._cancelled.is_set():
-                return None
+            yield None
+        return None
 
     def _most_drafted(self) -> int:
         """Draft tokens that the reply, one forward and the rotation have room for."""
@@ -211,7 +223,10 @@ class Generation:
 
     def _take(self, logits: Logits) -> FinishReason | None:
         """Sample, drop what was drafted in vain, and note what to show; why the reply ends here, or None."""
-        picked = verify_draft(logits, self._draft, self._sampler, self._constraint)
+        if self._draft or self._constraint:
+            picked = verify_draft(logits, self._draft, self._sampler, self._constraint)
+        else:
+            picked = [self._sampler.next(logits[0])]
         refuted = 1 + len(self._draft) - len(picked)
         if refuted:
             self._sequence.rewind(len(self._sequence.tokens) - refuted)
@@ -235,7 +250,9 @@ class Generation:
         self._pending.tokens.append(token)
         if self._options.logprobs is not None:
             self._pending.logprobs.append(token_logprob(row, token, self._options.logprobs))
-        self._pending.add(self._parser.push(self._text.push(token)))
+        text = self._text.push(token)
+        if text:
+            self._pending.add(self._parser.push(text))
         if self._text.stopped:
             return "stop"
         return "length" if self._count == self._limit else None

@@ -7,6 +7,7 @@ on the probabilities of what the ones before it have kept. None of them sorts th
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -47,7 +48,7 @@ def check_peak(peak: float) -> None:
     Raises:
         GenerationError: It is NaN, plus infinity, or minus infinity, which forbids every token.
     """
-    if not np.isfinite(peak):
+    if not math.isfinite(peak):
         what = "forbid every token" if peak == -np.inf else f"contain {peak}"
         raise GenerationError(
             f"the model's logits {what}",

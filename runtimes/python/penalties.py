@@ -48,6 +48,9 @@ class Penalties:
         self._end_tokens = end_tokens
         self._repetition = options.repetition_penalty != 1
         self._counting = options.presence_penalty != 0 or options.frequency_penalty != 0
+        self._changes_anything = (
+            self._repetition or self._counting or bool(options.logit_bias) or options.min_tokens > 0
+        )
         self._seen = _TokenCounts()
         self._generated = _TokenCounts()
         self._accepted = 0
@@ -90,6 +93,8 @@ class Penalties:
             ValueError: An observed or accepted token is outside the vocabulary.
         """
         self._prepare(len(logits))
+        if not self._changes_anything:
+            return logits
         ends = self._ends if self._accepted < self._options.min_tokens else self._ends[:0]
         (seen, _), (generated, counts) = self._seen.view(len(logits)), self._generated.view(len(logits))
         if not (len(self._biased) or len(seen) or len(generated) or len(ends)):

@@ -88,9 +88,12 @@ class Sampler:
 
     def pick(self, logits: Floats, uniform: float) -> int:
         """Return the token that `next` picks if the stream gives this number. Changes nothing; raises what `next` does."""
-        scores, peak = self._penalize(logits)
         if self._options.temperature == 0:
-            return int(scores.argmax())  # the first of equals
+            scores = self._penalized(logits)
+            token = int(scores.argmax())  # the first of equals, and NaN for the greatest
+            check_peak(float(scores[token]))
+            return token
+        scores, peak = self._penalize(logits)
         ids, weights = filter_scores(scores, peak, self._options, self._buffer)
         place = draw_place(weights, uniform)
         return place if ids is None else int(ids[place])
@@ -110,10 +113,13 @@ class Sampler:
 
     def _penalize(self, logits: Floats) -> tuple[Floats, np.float32]:
         """Return the logits with the penalties, and the greatest of them."""
-        row = as_row(logits)
-        if len(self._buffer) != len(row):
-            self._buffer = np.empty_like(row)
-        scores = self._penalties.apply(row, self._buffer)
+        scores = self._penalized(logits)
         peak = scores.max()
         check_peak(float(peak))
         return scores, peak
+
+    def _penalized(self, logits: Floats) -> Floats:
+        row = as_row(logits)
+        if len(self._buffer) != len(row):
+            self._buffer = np.empty_like(row)
+        return self._penalties.apply(row, self._buffer)

@@ -97,9 +97,21 @@ class TokenSequence:
             count = min(chunk, len(new) - done)
             if count > LEAST_ROWS and 0 < len(new) - done - count < LEAST_ROWS:
                 count -= 1
-            part = new[done : done + count]
+            yield self.forward(new[done : done + count], all_rows=all_rows, rope_length=total)
             done += count
-            yield self._forward(part, count if all_rows else 1, total)
+
+    def forward(
+        self, new: Sequence[int], *, all_rows: bool = False, rope_length: int | None = None
+    ) -> NDArray[np.float32]:
+        """Append at most a chunk of tokens that do not cross the switch; see `extend`."""
+        with self.lock:
+            if self.slides:
+                self._make_room(len(new))
+            rope_length = rope_length or len(self.tokens) + len(new)
+            rows = len(new) if all_rows else 1
+            logits = self._decoder.forward(np.array(new, np.int64), rows=rows, rope_length=rope_length)
+            self.tokens.extend(new)
+            return logits
 
     def crosses_switch(self, new: int) -> bool:
         """Whether appending this many tokens would change the rotation of all of them."""
@@ -132,23 +144,24 @@ class TokenSequence:
         """Copy what another sequence of the same model shares with these tokens."""
         with other.lock, self.lock:
             shared = other._shared(tokens)
-            self.forgotten = other.forgotten if shared else 0
-            arrays = [array[:, : shared - self.forgotten] for array in other._decoder.read_cache()]
-            self._decoder.write_cache(arrays, self.forgotten)
-            self.tokens, self._long_rope = other.tokens[:shared], other._long_rope
+            forgotten = other.forgotten if shared else 0
+            arrays = [array[:, : shared - forgotten] for array in other._decoder.read_cache()]
+            self.tokens = []  # an interrupt must not leave tokens beside another's cache
+            self._decoder.write_cache(arrays, forgotten)
+            self.tokens, self.forgotten, self._long_rope = other.tokens[:shared], forgotten, other._long_rope
 
     def adopt(self, other: TokenSequence) -> None:
         """Take over tokens and cache of another sequence of the same model, which is not to be used again."""
         with other.lock, self.lock:
+            self.tokens = []
             self._decoder.close()
             self._decoder = other._decoder
-            self.tokens, self.forgotten = other.tokens, other.forgotten
-            self._long_rope = other._long_rope
+            self.tokens, self.forgotten, self._long_rope = other.tokens, other.forgotten, other._long_rope
 
     def snapshot(self) -> tuple[list[int], int, bool, list[NDArray[np.generic]]]:
         """Tokens, how many of them have left the cache, whether the long rotary factors apply, and the cache."""
         with self.lock:
-            self._rewind(min(len(self.tokens), self.forgotten + self._decoder.length))
+            self._rewind(self._shared(self.tokens))
             return self.tokens, self.forgotten, self._long_rope, self._decoder.read_cache()
 
     def load(self, tokens: list[int], forgotten: int, long_rope: bool, cache: list[NDArray[np.generic]]) -> None:
@@ -162,14 +175,6 @@ class TokenSequence:
         with self.lock:
             self.tokens, self.forgotten = [], 0
             self._decoder.close()
-
-    def _forward(self, new: Sequence[int], rows: int, rope_length: int) -> NDArray[np.float32]:
-        with self.lock:
-            if self.slides:
-                self._make_room(len(new))
-            logits = self._decoder.forward(np.array(new, np.int64), rows=rows, rope_length=rope_length)
-            self.tokens.extend(new)
-            return logits
 
     def _make_room(self, new: int) -> None:
         """Let go of what the new tokens do not see, where they do not fit the cache: seldom, and then much at once.
@@ -190,12 +195,14 @@ class TokenSequence:
 
     def _shared(self, tokens: Sequence[int]) -> int:
         """How many leading tokens are the same, and cached so that the next one can be computed."""
+        cached = self.forgotten + self._decoder.length
+        if self._window and cached < len(self.tokens):
+            return 0  # an interrupt came as the cache let go of something: what it holds is not known
         shared = 0
-        for mine, wanted in zip(self.tokens, tokens, strict=False):
+        for mine, wanted in zip(self.tokens[:cached], tokens, strict=False):
             if mine != wanted:
                 break
             shared += 1
-        shared = min(shared, self.forgotten + self._decoder.length)  # an interrupt may have come between the two
         return shared if self._sees_its_window(shared) else 0
 
     def _sees_its_window(self, length: int) -> bool:

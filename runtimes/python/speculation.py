@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,14 @@ MOST_DRAFTED = 15
 FIRST_DRAFT = 3
 # a draft must promise this much more speed than none: estimates err, and being wrong should not cost free text anything
 LEAST_GAIN = 1.05
-# time of a forward of n rows in units of one row, before anything is measured: SmolLM2-135M on ONNX Runtime, x86-64
-PRIOR_COSTS = {2: 1.35, 3: 1.5, 4: 1.65, 6: 2.0, 8: 2.3, 16: 3.5}
-_PRIOR_WEIGHT = 0.02
-_FORGET_BY_DRAFT = 0.85
+# where drafts have cost a reply more than this share of its time, in the balance, only the surest are made
+MOST_LOST = 0.01
+SURE_GAIN = 1.5
+# what several rows cost more than one, in units of one, before anything is measured: SmolLM2-135M at 4 and 8 bits on ONNX
+# Runtime, x86-64, 256 to 1,024 tokens in the cache (1.35 for 2 rows, 1.65 for 4, 2.25 for 8, 3.45 for 16)
+PRIOR_STEP, PRIOR_ROW = 0.2, 0.15
+_PRIOR_WEIGHT = 0.5
+_FORGET_BY_DRAFT = 0.9
 _FORGET_BY_ROW = 0.997
 _MOST_SURPRISE = 1.5
 _ONE_ROW_EVERY = 64
@@ -116,20 +120,15 @@ def verify_draft(
 class ForwardCosts:
     """What a forward of several rows costs beside one of a single row, learned from the forwards that happen.
 
-    One row and several take different kernels, so the cost is one number for one row, the median of the latest, and a
-    straight line for several, fitted by least squares that forget. The prior is part of the fit. Belongs to a loaded
-    model: all its sessions teach it. Races between threads lose an observation at worst.
+    One row and several take different kernels: the cost is a step from one row to several and the same again for each
+    row. One factor that both share is learned, as a mean that forgets; so a few forwards of any length tell of all. Belongs
+    to a loaded model: all its sessions teach it. Races between threads lose an observation at worst.
     """
 
     def __init__(self) -> None:
         self._one_row: deque[float] = deque(maxlen=9)
-        self._one_row_s = 0.0
         self._since_one_row = 0
-        self._measured = _NOTHING
-        self._prior = _NOTHING
-        for rows, cost in PRIOR_COSTS.items():
-            self._prior = _add(self._prior, 1.0, rows, cost, _PRIOR_WEIGHT)
-        self._fit()
+        self._weight = self._total = 0.0
 
     @property
     def wants_one_row(self) -> bool:
@@ -139,11 +138,12 @@ class ForwardCosts:
     @property
     def is_measured(self) -> bool:
         """Whether a forward of several rows happened lately."""
-        return self._measured[0] >= 0.5
+        return self._weight >= 0.5
 
     def ratio(self, rows: int) -> float:
         """Time of a forward of `rows` rows in units of one row."""
-        return 1.0 if rows == 1 else max(self._base + self._slope * rows, 1.0)
+        factor = (_PRIOR_WEIGHT + self._total) / (_PRIOR_WEIGHT + self._weight)
+        return 1.0 + factor * _prior_extra(rows) if rows > 1 else 1.0
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a forward.
@@ -152,37 +152,18 @@ class ForwardCosts:
         """
         if rows == 1:
             self._one_row.append(seconds)
-            self._one_row_s, self._since_one_row = statistics.median(self._one_row), 0
-            self._measured = _add(self._measured, _FORGET_BY_ROW)
+            self._since_one_row = 0
+            self._weight, self._total = _FORGET_BY_ROW * self._weight, _FORGET_BY_ROW * self._total
         elif self._one_row:
             self._since_one_row += 1
-            expected = self.ratio(rows)
-            cost = min(max(seconds / self._one_row_s, expected / _MOST_SURPRISE), expected * _MOST_SURPRISE)
-            self._measured = _add(self._measured, _FORGET_BY_DRAFT, rows, cost)
-        self._fit()
-
-    def _fit(self) -> None:
-        weight, rows, squares, costs, products = map(sum, zip(self._prior, self._measured, strict=True))
-        self._slope = max((weight * products - rows * costs) / (weight * squares - rows * rows), 0.0)
-        self._base = (costs - self._slope * rows) / weight
+            expected, one_row_s = self.ratio(rows), statistics.median(self._one_row)
+            cost = min(max(seconds / one_row_s, expected / _MOST_SURPRISE, 1.0), expected * _MOST_SURPRISE)
+            self._weight = _FORGET_BY_DRAFT * self._weight + 1
+            self._total = _FORGET_BY_DRAFT * self._total + (cost - 1) / _prior_extra(rows)
 
 
-_Moments: TypeAlias = tuple[float, float, float, float, float]  # sums of 1, rows, rows^2, cost and rows * cost
-_NOTHING: _Moments = (0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-def _add(moments: _Moments, kept: float, rows: int = 0, cost: float = 0.0, weight: float = 1.0) -> _Moments:
-    """Moments that forget some, and an observation on top where one is given."""
-    count, total, squares, costs, products = (kept * moment for moment in moments)
-    if not rows:
-        return count, total, squares, costs, products
-    return (
-        count + weight,
-        total + weight * rows,
-        squares + weight * rows * rows,
-        costs + weight * cost,
-        products + weight * rows * cost,
-    )
+def _prior_extra(rows: int) -> float:
+    return PRIOR_STEP + PRIOR_ROW * (rows - 1)
 
 
 class Acceptance:
@@ -230,6 +211,8 @@ class Speculator:
         self._forced: list[Prediction] = []
         self._acceptance = Acceptance()
         self._limit = FIRST_DRAFT
+        self._lost = 0.0  # time of drafted forwards less that of plain decoding, in units of one row
+        self._allowed = 1.0
         self.drafted = 0
         self.accepted = 0
 
@@ -243,6 +226,8 @@ class Speculator:
                 checked as any draft, as the same text may be cut into tokens otherwise.
         """
         self._forced = [Prediction(token, 1, "forced") for token in forced[:most]]
+        if not self._forced and not self._indexed().match_length:
+            return []
         likely = self._forced or self._indexed().predictions()
         drafted = self._likely(likely, min(most, MOST_DRAFTED if self._forced else self._limit))
         return drafted[: constraint.count_valid(drafted)] if constraint is not None and drafted else drafted
@@ -257,21 +242,28 @@ class Speculator:
         """
         if seconds is not None:
             self._costs.observe(1 + len(draft), seconds)
+        self._allowed += MOST_LOST * len(picked)
         if draft:
-            accepted = len(draft) if list(picked) == list(draft) else len(picked) - 1  # complete without one more
-            self.drafted += len(draft)
-            self.accepted += accepted
-            if not self._forced:
-                self._limit = min(2 * self._limit + 1, MOST_DRAFTED) if accepted == len(draft) else FIRST_DRAFT
-            for forced, token in zip(self._forced, picked, strict=False):
-                self._acceptance.observe(forced, token)
+            self._weigh(draft, picked)
         if self._lookup is None:  # the first token is on its way to the reader: index after it
             self._written = [*self._written, *picked]
             return
         for token in picked:
-            if (prediction := next(self._lookup.predictions(), None)) is not None:
-                self._acceptance.observe(prediction, token)
+            if self._lookup.match_length:
+                self._acceptance.observe(next(self._lookup.predictions()), token)
             self._lookup.extend((token,))
+
+    def _weigh(self, draft: Sequence[int], picked: Sequence[int]) -> None:
+        """Learn from what became of a draft."""
+        accepted = len(draft) if list(picked) == list(draft) else len(picked) - 1  # equal: complete without one more
+        self.drafted += len(draft)
+        self.accepted += accepted
+        self._lost += self._costs.ratio(1 + len(draft)) - 1 - accepted
+        for forced, token in zip(self._forced, picked, strict=False):
+            self._acceptance.observe(forced, token)
+        if not self._forced:
+            longer = max(self._limit, min(2 * len(draft) + 1, MOST_DRAFTED))
+            self._limit = longer if accepted == len(draft) else FIRST_DRAFT
 
     def _indexed(self) -> PromptLookup:
         if self._lookup is None:
@@ -284,7 +276,7 @@ class Speculator:
         if costs.wants_one_row:
             return []
         most = most if costs.is_measured else min(most, 1)
-        best, length, tokens = LEAST_GAIN, 0, list[int]()
+        best, length, tokens = LEAST_GAIN if self._lost < self._allowed else SURE_GAIN, 0, list[int]()
         reached = expected = 1.0
         for prediction in islice(predictions, max(most, 0)):
             if prediction.token in self._end_tokens:

@@ -143,8 +143,8 @@ class OnnxRuntimeGenAI:
         self._model = self._model or self._open()
         chosen = self._genai.GeneratorParams(self._model)
         chosen.set_search_options(do_sample=False, max_length=self._context)
-        if options["speculate"]:  # its n-gram lookup, adaptive, with the longest draft that it makes by default
-            chosen.set_speculative_options(ngram_size=3, max_draft_tokens=4, min_adaptive_k=1, cooldown=True)
+        if options["speculate"]:
+            chosen.set_speculative_options(ngram_size=3)  # its n-gram lookup; all else as it comes
         generator = self._genai.Generator(self._model, chosen)
         start = time.perf_counter()
         generator.append_tokens(np.array(prompt.tokens, dtype=np.int32))

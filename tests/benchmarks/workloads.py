@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-LETTER = """Dear Ms Hartmann,
-
-thank you for your order of 14 March. We are sorry to tell you that the oak table will be delivered two weeks later than
-planned, because the workshop in Bremen was flooded in the last days of February. The six chairs are ready and can be
-delivered on the agreed day. If you would rather receive everything together, please call us on 0421 555 0187 before
-Friday. As a small apology we will not charge you for the delivery, and we add a bottle of the oil that we recommend for
-the care of oiled surfaces.
-
-With kind regards,
-Jonas Petersen"""
+LETTER = (
+    "Dear Ms Hartmann,\n\n"
+    "thank you for your order of 14 March. We are sorry to tell you that the oak table will be delivered two weeks later "
+    "than planned, because the workshop in Bremen was flooded in the last days of February. The six chairs are ready and "
+    "can be delivered on the agreed day. If you would rather receive everything together, please call us on 0421 555 0187 "
+    "before Friday. As a small apology we will not charge you for the delivery, and we add a bottle of the oil that we "
+    "recommend for the care of oiled surfaces.\n\n"
+    "With kind regards,\nJonas Petersen"
+)
 NOTES = """Meeting notes, 3 June. Present: Alice Moreau (chair), Bob Tanaka, Carla Jimenez, David Okafor.
 1. Budget: the board has approved 48,500 euros for the second phase. Carla Jimenez keeps the accounts.
 2. Website: the new booking page goes online on 17 June. Bob Tanaka writes the text, David Okafor the pictures.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema
 import numpy as np
 import pytest
 
@@ -304,3 +304,22 @@ def test_many_replies_across_the_rotary_switch(converted: Any) -> None:
     with edgekit.load(bundle, threads=1, session_cache_bytes=0) as model:
         one = model.generate("ab" * 12, raw=True, max_tokens=30)
         assert all(reply.tokens == one.tokens for reply in model.generate_many("ab" * 12, 3, raw=True, max_tokens=30))
+
+
+@pytest.mark.usefixtures("eager_drafts")
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}])
+def test_text_that_a_structure_demands_is_drafted(options: dict[str, Any], llama: LoadedModel) -> None:
+    names = [f"a_rather_long_name_{number}" for number in range(3)]
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "boolean"} for name in names},
+        "required": names,
+        "additionalProperties": False,
+    }
+    drafted = llama.generate("hi", structure=edgekit.JsonSchema(schema), max_tokens=200, **options)
+    assert drafted.finish_reason == "stop"
+    jsonschema.validate(json.loads(drafted.text), schema)
+    assert drafted.stats.decode_passes < drafted.stats.new_tokens / 4, "a token is a byte, and most are demanded"
+    if not options:
+        plain = llama.generate("hi", structure=edgekit.JsonSchema(schema), max_tokens=200, speculate=False)
+        assert drafted.tokens == plain.tokens

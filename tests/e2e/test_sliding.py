@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import edgekit
+from edgekit.runtimes.backend_onnxruntime import OnnxRuntimeDecoder
 
 WINDOW, CONTEXT, TRAINED = 12, 32, 256
 LONGROPE = {
@@ -125,3 +126,20 @@ def test_context_of_the_trained_length_ends_there(converted: Any) -> None:
         reply = model.generate("hello", **OPTIONS)
     assert (reply.finish_reason, reply.stats.dropped_tokens) == ("length", 0)
     assert reply.stats.new_tokens == TRAINED - len("hello")
+
+
+def test_interrupt_as_the_cache_slides(mistral: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget = OnnxRuntimeDecoder.forget
+
+    def interrupted(self: OnnxRuntimeDecoder, count: int) -> None:
+        forget(self, count)
+        raise KeyboardInterrupt
+
+    session, prompt = mistral.session(), "hello" * 5
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxRuntimeDecoder, "forget", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.generate(prompt, max_tokens=60, **OPTIONS)
+    assert session.fork().tokens == ()
+    again = session.generate(prompt, max_tokens=60, **OPTIONS)
+    assert again.tokens == mistral.generate(prompt, max_tokens=60, **OPTIONS).tokens

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator
 
 from edgekit.errors import GenerationError
 from edgekit.runtimes.constraint import Constraint, TokenizerInfo
