@@ -27,6 +27,7 @@ DAMPING = (
 )
 # Ranges tried for each block, as parts of its own.
 _RANGES = {4: tuple(np.linspace(1.05, 0.75, 13).tolist()), 8: (1.0, 1.003, 0.997)}
+_SMALL_TRIANGLE = 64
 _COLUMNS_AT_ONCE = 32  # updated one by one; those beyond them, in one product
 
 
@@ -56,9 +57,22 @@ def make_guide(second_moments: NDArray[np.float64]) -> RoundingGuide:
     damped[np.diag_indices(columns)] += DAMPING
     # inverse(damped) = upper^T upper: from the Cholesky factor of the matrix read backwards, without inverting twice
     backwards = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    upper = np.linalg.inv(backwards)
-    feedback = np.triu(upper / upper.diagonal()[:, None]).astype(np.float32)
+    upper = _invert_upper(backwards)
+    feedback = (upper / upper.diagonal()[:, None]).astype(np.float32)
     return RoundingGuide((diagonal / mean).astype(np.float32), order, feedback)
+
+
+def _invert_upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of an upper triangular matrix, by halves: a third of the work of a general one, nearly all in products."""
+    size = len(matrix)
+    if size <= _SMALL_TRIANGLE:
+        return np.triu(np.linalg.inv(matrix))
+    half = size // 2
+    inverse = np.zeros_like(matrix)
+    inverse[:half, :half] = _invert_upper(matrix[:half, :half])
+    inverse[half:, half:] = _invert_upper(matrix[half:, half:])
+    inverse[:half, half:] = -inverse[:half, :half] @ (matrix[:half, half:] @ inverse[half:, half:])
+    return inverse
 
 
 def quantize_guided(weights: Floats, form: WeightFormat, guide: RoundingGuide) -> QuantizedRows:

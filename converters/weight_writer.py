@@ -18,6 +18,7 @@ from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from edgekit.config import ModelConfig
 from edgekit.errors import ConversionError, SourceError
@@ -201,7 +202,8 @@ def _in_parallel(
 ) -> Iterator[_Written]:
     """Results as they come; at most one chunk waits for each thread, so that an error or Ctrl-C ends it at once."""
     threads = min(os.cpu_count() or 1, MOST_THREADS)
-    with ThreadPoolExecutor(threads) as pool:
+    # numpy's own threads would only wait for each other inside of ours
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         running: set[Future[_Written]] = set()
         for item in items:
             running.add(pool.submit(work, *item))

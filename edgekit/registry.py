@@ -49,6 +49,7 @@ SERVER_SETTINGS = "edgekit.runtimes.server.settings:Settings"
 # Modules of optional dependencies: the package that brings each, and the extra that asks for it.
 _OPTIONAL = {
     "onnx": ("onnx", "convert"),
+    "threadpoolctl": ("threadpoolctl", "convert"),
     "gguf": ("gguf", "convert"),
     "huggingface_hub": ("huggingface_hub", "convert"),
     "starlette": ("starlette", "serve"),
