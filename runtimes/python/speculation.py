@@ -263,7 +263,7 @@ class Speculator:
             self._acceptance.observe(forced, token)
         if not self._forced:
             longer = max(self._limit, min(2 * len(draft) + 1, MOST_DRAFTED))
-            self._limit = longer if accepted == len(draft) else FIRST_DRAFT
+            self._limit = longer if accepted == len(draft) else max(accepted, FIRST_DRAFT)
 
     def _indexed(self) -> PromptLookup:
         if self._lookup is None:

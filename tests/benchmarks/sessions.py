@@ -13,7 +13,7 @@ HISTORY_TOKENS = 1_000
 TOKENS = 10_000
 SESSIONS = 1_000
 REPLY_TOKENS = 500
-WARM_UP = 0.2  # share of the work after which memory counts as reached
+WARM_UP = 0.5  # share of the work after which caches that are kept have filled their budget
 
 
 def measure_turns(bundle: str, threads: int, rounds: int) -> dict[str, Any]:
