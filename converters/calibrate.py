@@ -34,15 +34,15 @@ Floats = NDArray[np.float32]
 
 
 def rounding_guides(
-    source: Source, texts: Sequence[Sequence[int]], place: Path
+    source: Source, texts: Sequence[Sequence[int]], place: Path, roles: frozenset[str]
 ) -> Iterator[Mapping[str, RoundingGuide]]:
     """How to round the matrices of each layer, by role, and at last the head; see `second_moments`."""
-    for moments in second_moments(source, texts, place):
+    for moments in second_moments(source, texts, place, roles):
         yield {role: make_guide(total) for role, total in moments.items()}
 
 
 def second_moments(
-    source: Source, texts: Sequence[Sequence[int]], place: Path
+    source: Source, texts: Sequence[Sequence[int]], place: Path, roles: frozenset[str]
 ) -> Iterator[Mapping[str, NDArray[np.float64]]]:
     """Sums of products of each pair of inputs, float64 [columns, columns], of the matrices of each layer, by role, and at last
     of the head (which is the embedding where they are tied).
@@ -51,6 +51,7 @@ def second_moments(
         source: The checkpoint.
         texts: Token ids.
         place: A folder for one layer's weights in float32.
+        roles: Those that are asked for; layers after the last of them are not run.
 
     Raises:
         SourceError: A weight can't be read or is not a finite number.
@@ -59,11 +60,15 @@ def second_moments(
     context = max(map(len, texts))
     states = [_embed(source.parts["embedding"], np.asarray(text, np.int64), config) for text in texts]
     normed = states
-    for index in range(len(config.layers)):
+    head = roles & {"embedding" if config.tied_embeddings else "head"}
+    last = len(config.layers) - 1 if head else max(int(role.split(".")[1]) for role in roles)
+    for index in range(last + 1):
         with tempfile.TemporaryDirectory(dir=place, prefix=".layer-", ignore_cleanup_errors=True) as folder:
-            moments, states, normed = _run_layer(source, index, states, context, Path(folder))
-        yield moments
-    yield {"embedding" if config.tied_embeddings else "head": _products(normed)}
+            moments, states, normed = _run_layer(source, index, roles, states, context, Path(folder))
+        if moments:
+            yield moments
+    for role in head:
+        yield {role: _products(normed)}
 
 
 def _embed(tensors: tuple[Tensor, ...], tokens: NDArray[np.int64], config: ModelConfig) -> Floats:
@@ -78,7 +83,7 @@ def _embed(tensors: tuple[Tensor, ...], tokens: NDArray[np.int64], config: Model
 
 
 def _run_layer(
-    source: Source, index: int, states: list[Floats], context: int, folder: Path
+    source: Source, index: int, roles: frozenset[str], states: list[Floats], context: int, folder: Path
 ) -> tuple[dict[str, NDArray[np.float64]], list[Floats], list[Floats]]:
     """Second moments of the layer's inputs by role, the hidden states after it, and those normed for what follows."""
     config = source.config
@@ -90,14 +95,15 @@ def _run_layer(
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
     session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
-    names = list(dict.fromkeys([residual, normed, *emitted.factors.values()]))
-    moments = {role: np.zeros(1) for role in emitted.factors}
+    factors = {role: name for role, name in emitted.factors.items() if role in roles}
+    names = list(dict.fromkeys([residual, normed, *factors.values()]))
+    moments = {role: np.zeros(1) for role in factors}
     after, normed_after = [], []
     for state in states:
         found = dict(zip(names, session.run(names, _feeds(config, index, state, session)), strict=True))
         after.append(found[residual][0])
         normed_after.append(found[normed][0])
-        for role, name in emitted.factors.items():
+        for role, name in factors.items():
             moments[role] = moments[role] + _products([found[name][0]])
     return moments, after, normed_after
 

@@ -108,11 +108,6 @@ class QuantScheme:
         return 16 if self.format.bits == 16 else 32
 
     @property
-    def calibrated(self) -> bool:
-        """True where rounding asks for text that the model writes."""
-        return self.rounding == "gptq" and self.quantized
-
-    @property
     def quantized(self) -> bool:
         """True where any weight is kept in blocks."""
         return not self.format.is_float or any(not override.format.is_float for override in self.overrides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgekit.converters.calibrate import second_moments
-from edgekit.source import open_source
+from edgekit.source import open_source, part_shapes
 
 # Second moments sum 110 products of float32 numbers that two libraries compute in different orders.
 RELATIVE_TOLERANCE = 1e-3
@@ -64,10 +65,28 @@ def test_second_moments_equal_transformers(case: str, tiny_model: Any, tmp_path:
     generator = np.random.default_rng(7)
     texts = [generator.integers(0, 256, length).tolist() for length in (70, 30, 10)]
     found: dict[str, Any] = {}
-    for some in second_moments(open_source(directory), texts, tmp_path):
+    source = open_source(directory)
+    for some in second_moments(source, texts, tmp_path, frozenset(part_shapes(source.config))):
         found.update(some)
     expected = reference_moments(directory, texts)
+    if not source.config.tied_embeddings:
+        assert "embedding" not in found
     assert found.keys() == expected.keys()
     for role, moments in expected.items():
         np.testing.assert_allclose(found[role], moments, rtol=0, atol=RELATIVE_TOLERANCE * np.abs(moments).max())
     assert not list(tmp_path.iterdir()), "the layers' files are removed"
+
+
+def test_only_what_is_asked_for_is_accumulated_and_later_layers_are_not_run(tiny_model: Any, tmp_path: Path) -> None:
+    source, texts = open_source(tiny_model("llama", num_hidden_layers=3)), [[1, 2, 3], [4, 5]]
+    whole: dict[str, Any] = {}
+    for some in second_moments(source, texts, tmp_path, frozenset(part_shapes(source.config))):
+        whole.update(some)
+    without_last = replace(
+        source, parts={role: parts for role, parts in source.parts.items() if not role.startswith("layers.2.mlp")}
+    )
+    (found,) = second_moments(without_last, texts, tmp_path, frozenset({"layers.1.down"}))
+    assert found.keys() == {"layers.1.down"}
+    np.testing.assert_array_equal(found["layers.1.down"], whole["layers.1.down"])
+    (head,) = second_moments(source, texts, tmp_path, frozenset({"head"}))
+    np.testing.assert_array_equal(head["head"], whole["head"])

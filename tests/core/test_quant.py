@@ -55,7 +55,7 @@ def test_file_with_overrides(tmp_path: Path) -> None:
     """
     scheme = load_scheme(recipe(tmp_path, text))
     assert scheme.format == WeightFormat(4, 128)
-    assert scheme.calibrated
+    assert scheme.rounding == "gptq"
     assert scheme.overrides == (
         Override(("down", "output"), WeightFormat(8, 128), "edges"),
         Override(("head",), WeightFormat(32)),
