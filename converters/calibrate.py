@@ -1,7 +1,9 @@
 """Calibration: what each matrix of a decoder is multiplied with on given texts, one layer at a time.
 
-Each layer is run by ONNX Runtime in full precision on the hidden states that the layer before left. So memory holds one layer,
-the hidden states of the texts, and the second moments of one layer's inputs.
+Each layer is run by ONNX Runtime in full precision on the hidden states that the layer before left. So memory holds the hidden
+states of the texts, and besides, in turn: one layer in float32 with its second moments (float64 [columns, columns] of each
+matrix), those with what preparing the largest takes (two copies of it more), and one layer's guides (half as large as the
+moments) while its matrices are rounded.
 """
 
 from __future__ import annotations
@@ -38,14 +40,14 @@ def rounding_guides(
 ) -> Iterator[Mapping[str, RoundingGuide]]:
     """How to round the matrices of each layer, by role, and at last the head; see `second_moments`."""
     for moments in second_moments(source, texts, place, roles):
-        yield {role: make_guide(total) for role, total in moments.items()}
+        yield {role: make_guide(moments.pop(role)) for role in list(moments)}
 
 
 def second_moments(
     source: Source, texts: Sequence[Sequence[int]], place: Path, roles: frozenset[str]
-) -> Iterator[Mapping[str, NDArray[np.float64]]]:
+) -> Iterator[dict[str, NDArray[np.float64]]]:
     """Sums of products of each pair of inputs, float64 [columns, columns], of the matrices of each layer, by role, and at last
-    of the head (which is the embedding where they are tied).
+    of the head (which is the embedding where they are tied). Each mapping is the receiver's alone.
 
     Args:
         source: The checkpoint.
@@ -67,8 +69,12 @@ def second_moments(
             moments, states, normed = _run_layer(source, index, roles, states, context, Path(folder))
         if moments:
             yield moments
+        del moments
     for role in head:
-        yield {role: _products(normed)}
+        total = np.zeros((config.hidden_size, config.hidden_size))
+        for rows in normed:
+            _add_products(rows, total)
+        yield {role: total}
 
 
 def _embed(tensors: tuple[Tensor, ...], tokens: NDArray[np.int64], config: ModelConfig) -> Floats:
@@ -97,14 +103,15 @@ def _run_layer(
     session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
     factors = {role: name for role, name in emitted.factors.items() if role in roles}
     names = list(dict.fromkeys([residual, normed, *factors.values()]))
-    moments = {role: np.zeros(1) for role in factors}
+    columns = {role: plans[role].shape[1] for role in factors}
+    moments = {role: np.zeros((size, size)) for role, size in columns.items()}
     after, normed_after = [], []
     for state in states:
         found = dict(zip(names, session.run(names, _feeds(config, index, state, session)), strict=True))
         after.append(found[residual][0])
         normed_after.append(found[normed][0])
         for role, name in factors.items():
-            moments[role] = moments[role] + _products([found[name][0]])
+            _add_products(found[name][0], moments[role])
     return moments, after, normed_after
 
 
@@ -123,7 +130,6 @@ def _feeds(config: ModelConfig, index: int, state: Floats, session: Any) -> dict
     return {name: value for name, value in feeds.items() if name in declared}
 
 
-def _products(inputs: Sequence[Floats]) -> NDArray[np.float64]:
-    """Sum over all rows of the products of each pair of columns, float64 [columns, columns]."""
-    total: NDArray[np.float64] = np.sum([rows.T @ rows for rows in inputs], axis=0, dtype=np.float64)
-    return total
+def _add_products(rows: Floats, total: NDArray[np.float64]) -> None:
+    """Add the products of each pair of columns, summed over the rows, to float64 [columns, columns]."""
+    total += rows.T @ rows

@@ -49,30 +49,34 @@ class RoundingGuide:
 
 def make_guide(second_moments: NDArray[np.float64]) -> RoundingGuide:
     """Prepare the second moments of a weight's inputs, float64 [columns, columns], for rounding."""
-    columns = len(second_moments)
-    diagonal = second_moments.diagonal()
+    diagonal = second_moments.diagonal().copy()
     mean = float(diagonal.mean()) or 1.0
     order = np.argsort(-diagonal, kind="stable")
-    damped = second_moments[np.ix_(order, order)] / mean
-    damped[np.diag_indices(columns)] += DAMPING
     # inverse(damped) = upper^T upper: from the Cholesky factor of the matrix read backwards, without inverting twice
-    backwards = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    upper = _invert_upper(backwards)
-    feedback = (upper / upper.diagonal()[:, None]).astype(np.float32)
-    return RoundingGuide((diagonal / mean).astype(np.float32), order, feedback)
+    damped = second_moments[np.ix_(order[::-1], order[::-1])]
+    damped /= mean
+    damped[np.diag_indices(len(damped))] += DAMPING
+    upper: NDArray[np.float64] = np.linalg.cholesky(damped)[::-1, ::-1]
+    del damped
+    _invert_upper(upper)
+    upper /= upper.diagonal()[:, None].copy()
+    return RoundingGuide((diagonal / mean).astype(np.float32), order, upper.astype(np.float32))
 
 
-def _invert_upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of an upper triangular matrix, by halves: a third of the work of a general one, nearly all in products."""
+def _invert_upper(matrix: NDArray[np.float64]) -> None:
+    """Invert an upper triangular matrix in its place, by halves: a third of the work of a general one, nearly all in
+    products.
+    """
     size = len(matrix)
     if size <= _SMALL_TRIANGLE:
-        return np.triu(np.linalg.inv(matrix))
+        matrix[:] = np.triu(np.linalg.inv(matrix))
+        return
     half = size // 2
-    inverse = np.zeros_like(matrix)
-    inverse[:half, :half] = _invert_upper(matrix[:half, :half])
-    inverse[half:, half:] = _invert_upper(matrix[half:, half:])
-    inverse[:half, half:] = -inverse[:half, :half] @ (matrix[:half, half:] @ inverse[half:, half:])
-    return inverse
+    first, corner, last = matrix[:half, :half], matrix[:half, half:], matrix[half:, half:]
+    _invert_upper(first)
+    _invert_upper(last)
+    corner[:] = first @ (corner @ last)
+    np.negative(corner, out=corner)
 
 
 def quantize_guided(weights: Floats, form: WeightFormat, guide: RoundingGuide) -> QuantizedRows:

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -87,13 +86,12 @@ def write_weights(
 
     def write_all() -> Iterator[_Written]:
         waiting = dict.fromkeys(emitted.weights)
-        for some in chain(guides, ({},)):
-            roles = [role for role in waiting if role in some or not some]
-            yield from _in_parallel(
-                write, [(c, some.get(c.role)) for role in roles for c in _chunks_of(role, parts[role])]
-            )
-            for role in roles:
+        for some in guides:
+            yield from _in_parallel(write, ((c, some[role]) for role in some for c in _chunks_of(role, parts[role])))
+            for role in some:
                 del waiting[role]
+            del some  # gone before the next are made: they take memory
+        yield from _in_parallel(write, ((c, None) for role in waiting for c in _chunks_of(role, parts[role])))
 
     try:
         with _RegionFile(path, total_bytes) as file:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.converters.calibrate import second_moments
+from edgekit.converters.calibrate import rounding_guides, second_moments
+from edgekit.converters.to_onnx import export
+from edgekit.plan import make_plan
 from edgekit.source import open_source, part_shapes
+from edgekit.target import load_target
 
 # Second moments sum 110 products of float32 numbers that two libraries compute in different orders.
 RELATIVE_TOLERANCE = 1e-3
@@ -90,3 +95,26 @@ def test_only_what_is_asked_for_is_accumulated_and_later_layers_are_not_run(tiny
     np.testing.assert_array_equal(found["layers.1.down"], whole["layers.1.down"])
     (head,) = second_moments(source, texts, tmp_path, frozenset({"head"}))
     np.testing.assert_array_equal(head["head"], whole["head"])
+
+
+def test_guides_of_a_layer_are_gone_before_the_next_are_made(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living: list[weakref.ref[Any]] = []
+
+    def watched(*arguments: Any) -> Iterator[Any]:
+        made = rounding_guides(*arguments)
+        while True:
+            assert not any(reference() is not None for reference in living)
+            guides = next(made, None)
+            if guides is None:
+                return
+            living.extend(weakref.ref(guide.feedback) for guide in guides.values())
+            yield guides
+            del guides
+
+    monkeypatch.setattr("edgekit.converters.to_onnx.rounding_guides", watched)
+    source = open_source(tiny_model("llama"))
+    plan = make_plan(source, load_target("linux-x86-64"), quant="int4-mixed")
+    export(source, plan, tmp_path, texts=[[1, 2, 3, 4]])
+    assert len(living) == len(plan.calibrated)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -114,3 +116,14 @@ def test_chunks_of_rows_are_rounded_as_the_whole() -> None:
     whole = quantize_guided(weights, form, guide).packed
     parts = [quantize_guided(weights[start : start + 13], form, guide).packed for start in range(0, 40, 13)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_guide_is_made_with_two_copies_of_the_moments() -> None:
+    moments = problem(6, 1, 512)[1]
+    tracemalloc.start()
+    try:
+        make_guide(moments)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.2 * moments.nbytes
