@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgekit.config import ModelConfig
+from edgekit.errors import ConversionError
 from edgekit.plan import WeightPlan
 from edgekit.quant import WeightFormat
 from edgekit.source import Source, Tensor, part_shapes
@@ -31,6 +33,7 @@ __all__ = ["rounding_guides", "second_moments"]
 _DATA = "layer.data"
 _QUIET = 3
 _ROWS_AT_ONCE = 4096
+_WITHOUT_CALIBRATION = "use --quant int4, which needs none"
 
 Floats = NDArray[np.float32]
 
@@ -38,9 +41,16 @@ Floats = NDArray[np.float32]
 def rounding_guides(
     source: Source, texts: Sequence[Sequence[int]], place: Path, roles: frozenset[str]
 ) -> Iterator[Mapping[str, RoundingGuide]]:
-    """How to round the matrices of each layer, by role, and at last the head; see `second_moments`."""
-    for moments in second_moments(source, texts, place, roles):
-        yield {role: make_guide(moments.pop(role)) for role in list(moments)}
+    """How to round the matrices of each layer, by role, and at last the head; see `second_moments`.
+
+    Raises:
+        SourceError, ConversionError: See there; or memory does not suffice.
+    """
+    try:
+        for moments in second_moments(source, texts, place, roles):
+            yield {role: make_guide(moments.pop(role)) for role in list(moments)}
+    except MemoryError as error:
+        raise ConversionError("not enough memory to calibrate", hint=_WITHOUT_CALIBRATION) from error
 
 
 def second_moments(
@@ -57,6 +67,7 @@ def second_moments(
 
     Raises:
         SourceError: A weight can't be read or is not a finite number.
+        ConversionError: A layer does not run, or computes values that are too large.
     """
     config = source.config
     context = max(map(len, texts))
@@ -67,6 +78,7 @@ def second_moments(
     for index in range(last + 1):
         with tempfile.TemporaryDirectory(dir=place, prefix=".layer-", ignore_cleanup_errors=True) as folder:
             moments, states, normed = _run_layer(source, index, roles, states, context, Path(folder))
+        _check(moments)
         if moments:
             yield moments
         del moments
@@ -74,6 +86,7 @@ def second_moments(
         total = np.zeros((config.hidden_size, config.hidden_size))
         for rows in normed:
             _add_products(rows, total)
+        _check({role: total})
         yield {role: total}
 
 
@@ -100,19 +113,32 @@ def _run_layer(
     program.write_bytes(emitted.builder.model(config.model_type).SerializeToString(deterministic=True))
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
-    session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+    with _told_as_conversion_errors(index):
+        session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
     factors = {role: name for role, name in emitted.factors.items() if role in roles}
     names = list(dict.fromkeys([residual, normed, *factors.values()]))
     columns = {role: plans[role].shape[1] for role in factors}
     moments = {role: np.zeros((size, size)) for role, size in columns.items()}
     after, normed_after = [], []
     for state in states:
-        found = dict(zip(names, session.run(names, _feeds(config, index, state, session)), strict=True))
+        with _told_as_conversion_errors(index):
+            found = dict(zip(names, session.run(names, _feeds(config, index, state, session)), strict=True))
         after.append(found[residual][0])
         normed_after.append(found[normed][0])
         for role, name in factors.items():
             _add_products(found[name][0], moments[role])
     return moments, after, normed_after
+
+
+@contextmanager
+def _told_as_conversion_errors(index: int) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors share no base class but this
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConversionError(f"layer {index} does not run: {first_line}", hint=_WITHOUT_CALIBRATION) from error
 
 
 def _feeds(config: ModelConfig, index: int, state: Floats, session: Any) -> dict[str, Any]:
@@ -132,4 +158,13 @@ def _feeds(config: ModelConfig, index: int, state: Floats, session: Any) -> dict
 
 def _add_products(rows: Floats, total: NDArray[np.float64]) -> None:
     """Add the products of each pair of columns, summed over the rows, to float64 [columns, columns]."""
-    total += rows.T @ rows
+    with np.errstate(over="ignore", invalid="ignore"):  # `_check` tells
+        total += rows.T @ rows
+
+
+def _check(moments: Mapping[str, NDArray[np.float64]]) -> None:
+    for role, total in moments.items():
+        with np.errstate(invalid="ignore"):
+            finite = np.isfinite(total.sum())
+        if not finite:
+            raise ConversionError(f"{role} sees values too large to calibrate on", hint=_WITHOUT_CALIBRATION)

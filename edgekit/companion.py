@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.bundle import TOKENIZER, Bundle, Program
 from edgekit.describe import NOT_VERIFIED, describe
+from edgekit.errors import BundleError
 from edgekit.graph import Graph
 from edgekit.plan import make_plan
 from edgekit.progress import ProgressFn
@@ -43,7 +44,7 @@ def companion(
 
     Args:
         stage: What its progress is called.
-        mapped: Compute from mapped weights: slower, with little memory.
+        mapped: Compute from mapped weights: slower, with little memory. Tried in any case where it does not load without.
 
     Raises:
         SourceError, ConversionError, BundleError: It can't be written or loaded.
@@ -54,8 +55,19 @@ def companion(
         graph: Graph = load_attribute(CONVERTERS[format])(source, plan, folder, on_progress=renamed)
         (folder / TOKENIZER).write_text(source.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
         bundle = Bundle(folder, describe(source, plan, graph))
-        with load_attribute(LOADER)(bundle, Program(graph, plan.context, NOT_VERIFIED), mapped=mapped) as model:
+        with _load(bundle, Program(graph, plan.context, NOT_VERIFIED), mapped) as model:
             yield model
+
+
+def _load(bundle: Bundle, program: Program, mapped: bool) -> LoadedModel:
+    load = load_attribute(LOADER)
+    try:
+        model: LoadedModel = load(bundle, program, mapped=mapped)
+    except BundleError:
+        if mapped:
+            raise
+        model = load(bundle, program, mapped=True)  # for want of memory, as a rule
+    return model
 
 
 def _writable(folder: Path) -> Path:

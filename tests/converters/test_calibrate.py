@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,8 +14,9 @@ import pytest
 
 from edgekit.converters.calibrate import rounding_guides, second_moments
 from edgekit.converters.to_onnx import export
+from edgekit.errors import ConversionError
 from edgekit.plan import make_plan
-from edgekit.source import open_source, part_shapes
+from edgekit.source import Source, open_source, part_shapes
 from edgekit.target import load_target
 
 # Second moments sum 110 products of float32 numbers that two libraries compute in different orders.
@@ -118,3 +120,35 @@ def test_guides_of_a_layer_are_gone_before_the_next_are_made(
     plan = make_plan(source, load_target("linux-x86-64"), quant="int4-mixed")
     export(source, plan, tmp_path, texts=[[1, 2, 3, 4]])
     assert len(living) == len(plan.calibrated)
+
+
+def guides_of(source: Source, place: Path) -> list[Any]:
+    return list(rounding_guides(source, [[1, 2, 3]], place, frozenset(part_shapes(source.config))))
+
+
+def test_want_of_memory_is_told(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("edgekit.converters.calibrate.make_guide", fail)
+    with pytest.raises(ConversionError, match="not enough memory to calibrate") as caught:
+        guides_of(open_source(tiny_model("llama")), tmp_path)
+    assert caught.value.hint == "use --quant int4, which needs none"
+
+
+def test_layer_that_does_not_run_is_named(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.converters.calibrate._feeds", lambda *_: {})
+    with pytest.raises(ConversionError, match="layer 0 does not run: "):
+        guides_of(open_source(tiny_model("llama")), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_that_overflow_are_named(tiny_model: Any, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    copy = shutil.copytree(tiny_model("llama"), tmp_path / "large")
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 1e25
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConversionError, match=r"layers\.1\.down sees values too large to calibrate on"):
+        guides_of(open_source(copy), tmp_path)
