@@ -22,9 +22,10 @@ from .quantize import Floats, QuantizedRows, fit_blocks, pack
 
 __all__ = ["RoundingGuide", "make_guide", "quantize_guided"]
 
-DAMPING = (
-    0.01  # of the mean second moment, added to each: keeps directions that no text showed from counting for nothing
-)
+# Of the mean second moment, added to each: keeps directions that no text showed from counting for nothing.
+DAMPING = 0.01
+# Of the mean second moment: a block whose columns no text lit up still takes the scale that suits its weights.
+SMALLEST_IMPORTANCE = 1e-6
 # Ranges tried for each block, as parts of its own.
 _RANGES = {4: tuple(np.linspace(1.05, 0.75, 13).tolist()), 8: (1.0, 1.003, 0.997)}
 _SMALL_TRIANGLE = 64
@@ -36,7 +37,7 @@ class RoundingGuide:
     """What a weight's inputs say of its columns.
 
     Attributes:
-        importance: float32 [columns], mean 1: the second moments of the inputs.
+        importance: float32 [columns], over zero: the second moments of the inputs over their mean.
         order: int64 [columns], in which columns are rounded.
         feedback: float32 [columns, columns], upper triangular, in that order: row i over its diagonal is what a unit
             error of column i takes from each later one.
@@ -60,7 +61,8 @@ def make_guide(second_moments: NDArray[np.float64]) -> RoundingGuide:
     del damped
     _invert_upper(upper)
     upper /= upper.diagonal()[:, None].copy()
-    return RoundingGuide((diagonal / mean).astype(np.float32), order, upper.astype(np.float32))
+    importance = np.maximum(diagonal / mean, SMALLEST_IMPORTANCE).astype(np.float32)
+    return RoundingGuide(importance, order, upper.astype(np.float32))
 
 
 def _invert_upper(matrix: NDArray[np.float64]) -> None:
