@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edgekit.calibration import THREADS
 from edgekit.config import ModelConfig
 from edgekit.errors import ConversionError
 from edgekit.plan import WeightPlan
@@ -113,6 +114,7 @@ def _run_layer(
     program.write_bytes(emitted.builder.model(config.model_type).SerializeToString(deterministic=True))
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
+    options.intra_op_num_threads = THREADS
     with _told_as_conversion_errors(index):
         session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
     factors = {role: name for role, name in emitted.factors.items() if role in roles}

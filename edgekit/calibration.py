@@ -15,9 +15,12 @@ from edgekit.source import Source
 if TYPE_CHECKING:
     from edgekit.runtimes.engine import LoadedModel
 
-__all__ = ["calibration_texts"]
+__all__ = ["THREADS", "calibration_texts"]
 
 NEW_TOKENS = 128  # of each text
+# Of each operator, on every machine: how sums are split must not change the bytes of what is written. Two is what the
+# smallest build machines have; more would wait for each other there.
+THREADS = 2
 SEED = 60_000  # apart from the goldens': what is learnt from is not what is tested on
 # Subjects and kinds of text that an assistant meets, none of them among the goldens.
 _QUESTIONS = (
@@ -59,7 +62,7 @@ def calibration_texts(
     texts: list[tuple[int, ...]] = []
     with companion(
         source, bundle_directory, quant="int8", context=plan.context, format=plan.format, stage="prepare",
-        on_progress=on_progress,
+        threads=THREADS, on_progress=on_progress,
     ) as model:  # fmt: skip
         prompts = _prompts(model)
         for number, (prompt, add_special_tokens) in enumerate(prompts):

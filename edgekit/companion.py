@@ -38,6 +38,7 @@ def companion(
     format: str,
     stage: str,
     mapped: bool = False,
+    threads: int | None = None,
     on_progress: ProgressFn | None = None,
 ) -> Iterator[LoadedModel]:
     """Write the program beside a bundle, load it, and remove it afterwards.
@@ -45,6 +46,7 @@ def companion(
     Args:
         stage: What its progress is called.
         mapped: Compute from mapped weights: slower, with little memory. Tried in any case where it does not load without.
+        threads: For each operator; None leaves it to the runtime.
 
     Raises:
         SourceError, ConversionError, BundleError: It can't be written or loaded.
@@ -55,18 +57,18 @@ def companion(
         graph: Graph = load_attribute(CONVERTERS[format])(source, plan, folder, on_progress=renamed)
         (folder / TOKENIZER).write_text(source.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
         bundle = Bundle(folder, describe(source, plan, graph))
-        with _load(bundle, Program(graph, plan.context, NOT_VERIFIED), mapped) as model:
+        with _load(bundle, Program(graph, plan.context, NOT_VERIFIED), mapped, threads) as model:
             yield model
 
 
-def _load(bundle: Bundle, program: Program, mapped: bool) -> LoadedModel:
+def _load(bundle: Bundle, program: Program, mapped: bool, threads: int | None) -> LoadedModel:
     load = load_attribute(LOADER)
     try:
-        model: LoadedModel = load(bundle, program, mapped=mapped)
+        model: LoadedModel = load(bundle, program, mapped=mapped, threads=threads)
     except BundleError:
         if mapped:
             raise
-        model = load(bundle, program, mapped=True)  # for want of memory, as a rule
+        model = load(bundle, program, mapped=True, threads=threads)  # for want of memory, as a rule
     return model
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from edgekit.converters.calibrate import rounding_guides, second_moments
+from edgekit.converters.gptq import make_guide
 from edgekit.converters.to_onnx import export
 from edgekit.errors import ConversionError
 from edgekit.plan import make_plan
@@ -152,3 +154,24 @@ def test_inputs_that_overflow_are_named(tiny_model: Any, tmp_path: Path) -> None
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConversionError, match=r"layers\.1\.down sees values too large to calibrate on"):
         guides_of(open_source(copy), tmp_path)
+
+
+def test_bytes_do_not_depend_on_the_number_of_threads(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, seen = open_source(tiny_model("llama")), list[int]()
+    plan = make_plan(source, load_target("linux-x86-64"), quant="int4-mixed")
+
+    def watched(moments: Any) -> Any:
+        seen.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+        return make_guide(moments)
+
+    monkeypatch.setattr("edgekit.converters.calibrate.make_guide", watched)
+    for threads in (1, 3):
+        monkeypatch.setattr("edgekit.converters.weight_writer.MOST_THREADS", threads)
+        monkeypatch.setattr("os.cpu_count", lambda threads=threads: threads)
+        with threadpool_limits(threads, user_api="blas"):
+            export(source, plan, tmp_path / str(threads), texts=[list(range(60)), [7, 8]])
+    one, three = (tmp_path / name / "onnx" / "model.onnx.data" for name in ("1", "3"))
+    assert one.read_bytes() == three.read_bytes()
+    assert set(seen) <= {1}

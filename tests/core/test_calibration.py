@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgekit.calibration import calibration_texts
+from edgekit.calibration import THREADS, calibration_texts
 from edgekit.errors import BundleError, ConversionError, GenerationError
 from edgekit.plan import Plan, make_plan
 from edgekit.runtimes import engine
@@ -56,6 +56,7 @@ def test_program_that_does_not_load_is_mapped(
 
     def short_of_memory(*arguments: Any, mapped: bool, **options: Any) -> Any:
         tried.append(mapped)
+        assert options["threads"] == THREADS
         if not mapped:
             raise BundleError("no memory")
         return load(*arguments, mapped=mapped, **options)
