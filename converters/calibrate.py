@@ -8,7 +8,6 @@ moments) while its matrices are rounded.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from edgekit.errors import ConversionError
 from edgekit.plan import WeightPlan
 from edgekit.quant import WeightFormat
 from edgekit.source import Source, Tensor, part_shapes
+from edgekit.staging import working_directory, writable
 
 from .gptq import RoundingGuide, make_guide
 from .onnx_decoder import FIRST_POSITION, HIDDEN, INPUTS, ROPE_LENGTH, cache_layout, emit_layer
@@ -63,7 +63,7 @@ def second_moments(
     Args:
         source: The checkpoint.
         texts: Token ids.
-        place: A folder for one layer's weights in float32.
+        place: Where one layer's weights in float32 are written aside.
         roles: Those that are asked for; layers after the last of them are not run.
 
     Raises:
@@ -77,8 +77,8 @@ def second_moments(
     head = roles & {"embedding" if config.tied_embeddings else "head"}
     last = len(config.layers) - 1 if head else max(int(role.split(".")[1]) for role in roles)
     for index in range(last + 1):
-        with tempfile.TemporaryDirectory(dir=place, prefix=".layer-", ignore_cleanup_errors=True) as folder:
-            moments, states, normed = _run_layer(source, index, roles, states, context, Path(folder))
+        with working_directory(writable(place)) as folder:
+            moments, states, normed = _run_layer(source, index, roles, states, context, folder)
         _check(moments)
         if moments:
             yield moments

@@ -57,7 +57,7 @@ def make_guide(second_moments: NDArray[np.float64]) -> RoundingGuide:
     damped = second_moments[np.ix_(order[::-1], order[::-1])]
     damped /= mean
     damped[np.diag_indices(len(damped))] += DAMPING
-    upper: NDArray[np.float64] = np.linalg.cholesky(damped)[::-1, ::-1]
+    upper = np.asarray(np.linalg.cholesky(damped), np.float64)[::-1, ::-1]
     del damped
     _invert_upper(upper)
     upper /= upper.diagonal()[:, None].copy()

@@ -47,7 +47,7 @@ def export(
         accuracy_level=plan.accuracy_level,
         data_file=WEIGHTS,
     )
-    guides = rounding_guides(source, texts, folder, plan.calibrated) if plan.calibrated else ()
+    guides = rounding_guides(source, texts, directory.parent, plan.calibrated) if plan.calibrated else ()
     weights = write_weights(
         folder / WEIGHTS, emitted, config, plan.weights, source.parts, guides=guides, on_progress=on_progress
     )

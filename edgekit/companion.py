@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from edgekit.plan import make_plan
 from edgekit.progress import ProgressFn
 from edgekit.registry import CONVERTERS, LOADER, load_attribute
 from edgekit.source import Source
-from edgekit.staging import working_directory
+from edgekit.staging import working_directory, writable
 from edgekit.target import load_target
 
 if TYPE_CHECKING:
@@ -49,11 +48,14 @@ def companion(
         threads: For each operator; None leaves it to the runtime.
 
     Raises:
-        SourceError, ConversionError, BundleError: It can't be written or loaded.
+        SourceError: A weight can't be read or is not a finite number.
+        ConversionError: The program can't be written.
+        BundleError: It does not load.
+        OSError: No folder for it can be made.
     """
     plan = make_plan(source, load_target(TARGET), quant=quant, context=context, format=format)
     renamed = (lambda step: on_progress(replace(step, stage=stage))) if on_progress else None
-    with working_directory(_writable(bundle_directory.parent), f"edgekit-{stage}") as folder:
+    with working_directory(writable(bundle_directory.parent)) as folder:
         graph: Graph = load_attribute(CONVERTERS[format])(source, plan, folder, on_progress=renamed)
         (folder / TOKENIZER).write_text(source.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
         bundle = Bundle(folder, describe(source, plan, graph))
@@ -70,12 +72,3 @@ def _load(bundle: Bundle, program: Program, mapped: bool, threads: int | None) -
             raise
         model = load(bundle, program, mapped=True, threads=threads)  # for want of memory, as a rule
     return model
-
-
-def _writable(folder: Path) -> Path:
-    """The folder, or else where the system keeps temporary files. Tried, not asked: Windows' permissions do not tell."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.gettempdir())
