@@ -128,8 +128,6 @@ def make_plan(
     chosen_format = _choose_format(target, format, notes)
     scheme = _choose_scheme(source, target, notes) if quant == "auto" else load_scheme(quant)
     weights = _plan_weights(source, scheme, notes)
-    if scheme.rounding == "gptq":
-        notes.append(_price_of_calibration(scheme, weights))
     chosen_context = _choose_context(config, target, weights, context, notes)
     memory = _memory(config, target, weights, chosen_context)
     fits: Literal["yes", "no"] = "yes" if memory.total_bytes <= memory.budget_bytes else "no"
@@ -197,6 +195,8 @@ def _plan_weights(source: Source, scheme: QuantScheme, notes: list[str]) -> dict
         if weights[role].format != form:
             adjusted.add(f"{kind}: rows of {shape[1]} take {_named(weights[role].format)} instead of {_named(form)}")
     notes.extend(sorted(adjusted))
+    if scheme.rounding == "gptq":
+        notes.append(_price_of_calibration(scheme, weights))
     return weights
 
 
@@ -212,7 +212,7 @@ def _price_of_calibration(scheme: QuantScheme, weights: Mapping[str, WeightPlan]
         return f"{scheme.name} asks for gptq rounding, but no weight is left to round by it"
     return (
         f"{scheme.name} rounds by texts that the model first writes: minutes for each billion parameters; "
-        f"int4 takes seconds"
+        "int4 takes seconds"
     )
 
 
