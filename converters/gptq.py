@@ -22,9 +22,10 @@ from .quantize import Floats, QuantizedRows, fit_blocks, pack
 
 __all__ = ["RoundingGuide", "make_guide", "quantize_guided"]
 
-DAMPING = (
-    0.01  # of the mean second moment, added to each: keeps directions that no text showed from counting for nothing
-)
+# Of the mean second moment, added to each: keeps directions that no text showed from counting for nothing.
+DAMPING = 0.01
+# Of the mean second moment: a block whose columns no text lit up still takes the scale that suits its weights.
+SMALLEST_IMPORTANCE = 1e-6
 # Ranges tried for each block, as parts of its own.
 _RANGES = {4: tuple(np.linspace(1.05, 0.75, 13).tolist()), 8: (1.0, 1.003, 0.997)}
 _SMALL_TRIANGLE = 64
@@ -36,7 +37,7 @@ class RoundingGuide:
     """What a weight's inputs say of its columns.
 
     Attributes:
-        importance: float32 [columns], mean 1: the second moments of the inputs.
+        importance: float32 [columns], over zero: the second moments of the inputs over their mean.
         order: int64 [columns], in which columns are rounded.
         feedback: float32 [columns, columns], upper triangular, in that order: row i over its diagonal is what a unit
             error of column i takes from each later one.
@@ -49,30 +50,35 @@ class RoundingGuide:
 
 def make_guide(second_moments: NDArray[np.float64]) -> RoundingGuide:
     """Prepare the second moments of a weight's inputs, float64 [columns, columns], for rounding."""
-    columns = len(second_moments)
-    diagonal = second_moments.diagonal()
+    diagonal = second_moments.diagonal().copy()
     mean = float(diagonal.mean()) or 1.0
     order = np.argsort(-diagonal, kind="stable")
-    damped = second_moments[np.ix_(order, order)] / mean
-    damped[np.diag_indices(columns)] += DAMPING
     # inverse(damped) = upper^T upper: from the Cholesky factor of the matrix read backwards, without inverting twice
-    backwards = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    upper = _invert_upper(backwards)
-    feedback = (upper / upper.diagonal()[:, None]).astype(np.float32)
-    return RoundingGuide((diagonal / mean).astype(np.float32), order, feedback)
+    damped = second_moments[np.ix_(order[::-1], order[::-1])]
+    damped /= mean
+    damped[np.diag_indices(len(damped))] += DAMPING
+    upper = np.asarray(np.linalg.cholesky(damped), np.float64)[::-1, ::-1]
+    del damped
+    _invert_upper(upper)
+    upper /= upper.diagonal()[:, None].copy()
+    importance = np.maximum(diagonal / mean, SMALLEST_IMPORTANCE).astype(np.float32)
+    return RoundingGuide(importance, order, upper.astype(np.float32))
 
 
-def _invert_upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of an upper triangular matrix, by halves: a third of the work of a general one, nearly all in products."""
+def _invert_upper(matrix: NDArray[np.float64]) -> None:
+    """Invert an upper triangular matrix in its place, by halves: a third of the work of a general one, nearly all in
+    products.
+    """
     size = len(matrix)
     if size <= _SMALL_TRIANGLE:
-        return np.triu(np.linalg.inv(matrix))
+        matrix[:] = np.triu(np.linalg.inv(matrix))
+        return
     half = size // 2
-    inverse = np.zeros_like(matrix)
-    inverse[:half, :half] = _invert_upper(matrix[:half, :half])
-    inverse[half:, half:] = _invert_upper(matrix[half:, half:])
-    inverse[:half, half:] = -inverse[:half, :half] @ (matrix[:half, half:] @ inverse[half:, half:])
-    return inverse
+    first, corner, last = matrix[:half, :half], matrix[:half, half:], matrix[half:, half:]
+    _invert_upper(first)
+    _invert_upper(last)
+    corner[:] = first @ (corner @ last)
+    np.negative(corner, out=corner)
 
 
 def quantize_guided(weights: Floats, form: WeightFormat, guide: RoundingGuide) -> QuantizedRows:

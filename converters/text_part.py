@@ -47,10 +47,14 @@ def text_part(
     inner = ConfigFields(config, origin).nested("text_config")
     left_out = [name for name in tensors if _LEFT_OUT.match(name)]
     kept = {_text_name(name): tensor for name, tensor in tensors.items() if not _LEFT_OUT.match(name)}
-    values = {"model_type": MULTIMODAL[model_type], **inner.values}
+    kind = inner.text("model_type", MULTIMODAL[model_type])
+    if kind in MULTIMODAL:
+        raise inner.wrong("model_type", kind, "that of a text model")
+    values = {**inner.values, "model_type": kind}
     values |= {key: config[key] for key in _SHARED_KEYS if key in config}
     # Published configs say nothing of tying, and the text part's own flag does not count in transformers.
-    values["tie_word_embeddings"] = config.get("tie_word_embeddings", _HEAD not in kept)
+    tied = config.get("tie_word_embeddings")
+    values["tie_word_embeddings"] = _HEAD not in kept if tied is None else tied
     note = f"the text part of a {model_type} checkpoint: images are not read ({len(left_out)} tensors left out)"
     return values, inner.origin, kept, (note,)
 

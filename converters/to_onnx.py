@@ -30,7 +30,7 @@ def export(
     """Write the program and its weights into `directory`/onnx.
 
     Args:
-        texts: Token ids to calibrate on, where the scheme asks for it.
+        texts: Token ids to calibrate on, where the plan has roles for it.
 
     Raises:
         SourceError: A weight can't be read or is not a finite number.
@@ -47,7 +47,7 @@ def export(
         accuracy_level=plan.accuracy_level,
         data_file=WEIGHTS,
     )
-    guides = rounding_guides(source, texts, folder) if plan.scheme.calibrated else ()
+    guides = rounding_guides(source, texts, directory.parent, plan.calibrated) if plan.calibrated else ()
     weights = write_weights(
         folder / WEIGHTS, emitted, config, plan.weights, source.parts, guides=guides, on_progress=on_progress
     )

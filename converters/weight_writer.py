@@ -11,8 +11,8 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -71,7 +71,8 @@ def write_weights(
     """Fill every region of the weight file.
 
     Args:
-        guides: For some roles at a time how to round them; the others are rounded to nearest.
+        guides: For some roles at a time how to round them; the others are rounded to nearest. They are made, if need be,
+            with one thread of numpy's.
 
     Raises:
         SourceError: A weight is not a finite number.
@@ -87,16 +88,17 @@ def write_weights(
 
     def write_all() -> Iterator[_Written]:
         waiting = dict.fromkeys(emitted.weights)
-        for some in chain(guides, ({},)):
-            roles = [role for role in waiting if role in some or not some]
-            yield from _in_parallel(
-                write, [(c, some.get(c.role)) for role in roles for c in _chunks_of(role, parts[role])]
-            )
-            for role in roles:
+        for some in guides:
+            yield from _in_parallel(write, ((c, some[role]) for role in some for c in _chunks_of(role, parts[role])))
+            for role in some:
                 del waiting[role]
+            del some  # gone before the next are made: they take memory
+        yield from _in_parallel(write, ((c, None) for role in waiting for c in _chunks_of(role, parts[role])))
 
+    # numpy's own threads would only wait for each other inside of ours, and guides must not depend on their number
+    limit = threadpool_limits(1, user_api="blas") if guides else nullcontext()
     try:
-        with _RegionFile(path, total_bytes) as file:
+        with limit, _RegionFile(path, total_bytes) as file:
             for rope, tables in emitted.tables.items():
                 shape = tables[0].shape[0] // (2 if rope.long_factors else 1)
                 for region, table in zip(tables, rope_tables(rope, shape), strict=True):
@@ -202,8 +204,7 @@ def _in_parallel(
 ) -> Iterator[_Written]:
     """Results as they come; at most one chunk waits for each thread, so that an error or Ctrl-C ends it at once."""
     threads = min(os.cpu_count() or 1, MOST_THREADS)
-    # numpy's own threads would only wait for each other inside of ours
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         running: set[Future[_Written]] = set()
         for item in items:
             running.add(pool.submit(work, *item))

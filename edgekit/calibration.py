@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekit.companion import companion
-from edgekit.errors import ConversionError
+from edgekit.errors import ConversionError, GenerationError
 from edgekit.goldens import render_prompts, sampled_tokens
 from edgekit.plan import Plan
 from edgekit.progress import Progress, ProgressFn
 from edgekit.source import Source
 
-__all__ = ["calibration_texts"]
+if TYPE_CHECKING:
+    from edgekit.runtimes.engine import LoadedModel
+
+__all__ = ["THREADS", "calibration_texts"]
 
 NEW_TOKENS = 128  # of each text
+# Of each operator, on every machine: how sums are split must not change the bytes of what is written. Two is what the
+# smallest build machines have; more would wait for each other there.
+THREADS = 2
 SEED = 60_000  # apart from the goldens': what is learnt from is not what is tested on
 # Subjects and kinds of text that an assistant meets, none of them among the goldens.
 _QUESTIONS = (
@@ -48,20 +55,21 @@ def calibration_texts(
     """Token ids of chat replies and of plain texts, each with its prompt.
 
     Raises:
-        ConversionError: The context is too short for any prompt.
-        SourceError, BundleError: The 8-bit program can't be written or run.
+        ConversionError: The context is too short for any prompt, or the 8-bit program can't be written or does not run.
+        SourceError: A weight can't be read or is not a finite number.
+        BundleError: The 8-bit program does not load.
     """
     texts: list[tuple[int, ...]] = []
     with companion(
         source, bundle_directory, quant="int8", context=plan.context, format=plan.format, stage="prepare",
-        on_progress=on_progress,
+        threads=THREADS, on_progress=on_progress,
     ) as model:  # fmt: skip
-        prompts = [*render_prompts(model, _QUESTIONS, ()), *((text, True) for text in _OPENINGS)]
+        prompts = _prompts(model)
         for number, (prompt, add_special_tokens) in enumerate(prompts):
             ids = model.token_ids(prompt, add_special_tokens=add_special_tokens)
             count = min(NEW_TOKENS, model.context - len(ids))
             if ids and count > 0:
-                texts.append((*ids, *sampled_tokens(model, ids, count, SEED + number)))
+                texts.append((*ids, *_continued(model, ids, count, SEED + number)))
             if on_progress:
                 on_progress(Progress("calibrate", number + 1, len(prompts), "texts"))
     if not texts:
@@ -69,3 +77,22 @@ def calibration_texts(
             f"a context of {plan.context} is too short to calibrate {plan.quant}", hint="use --quant int8 or int4"
         )
     return tuple(texts)
+
+
+def _prompts(model: LoadedModel) -> list[tuple[str, bool]]:
+    """Texts to go on from, and whether special tokens are to be added."""
+    openings = [(text, True) for text in _OPENINGS]
+    try:
+        return [*render_prompts(model, _QUESTIONS, ()), *openings]
+    except GenerationError:  # the template refuses: plain texts do
+        return openings
+
+
+def _continued(model: LoadedModel, prompt: list[int], count: int, seed: int) -> list[int]:
+    try:
+        return sampled_tokens(model, prompt, count, seed)
+    except GenerationError as error:
+        raise ConversionError(
+            f"the 8-bit program that calibration writes with does not run: {error.message}",
+            hint="use --quant int8 or int4",
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from edgekit.bundle import TOKENIZER, Bundle, Program
 from edgekit.describe import NOT_VERIFIED, describe
+from edgekit.errors import BundleError
 from edgekit.graph import Graph
 from edgekit.plan import make_plan
 from edgekit.progress import ProgressFn
 from edgekit.registry import CONVERTERS, LOADER, load_attribute
 from edgekit.source import Source
-from edgekit.staging import working_directory
+from edgekit.staging import working_directory, writable
 from edgekit.target import load_target
 
 if TYPE_CHECKING:
@@ -37,31 +37,38 @@ def companion(
     format: str,
     stage: str,
     mapped: bool = False,
+    threads: int | None = None,
     on_progress: ProgressFn | None = None,
 ) -> Iterator[LoadedModel]:
     """Write the program beside a bundle, load it, and remove it afterwards.
 
     Args:
         stage: What its progress is called.
-        mapped: Compute from mapped weights: slower, with little memory.
+        mapped: Compute from mapped weights: slower, with little memory. Tried in any case where it does not load without.
+        threads: For each operator; None leaves it to the runtime.
 
     Raises:
-        SourceError, ConversionError, BundleError: It can't be written or loaded.
+        SourceError: A weight can't be read or is not a finite number.
+        ConversionError: The program can't be written.
+        BundleError: It does not load.
+        OSError: No folder for it can be made.
     """
     plan = make_plan(source, load_target(TARGET), quant=quant, context=context, format=format)
     renamed = (lambda step: on_progress(replace(step, stage=stage))) if on_progress else None
-    with working_directory(_writable(bundle_directory.parent), f"edgekit-{stage}") as folder:
+    with working_directory(writable(bundle_directory.parent)) as folder:
         graph: Graph = load_attribute(CONVERTERS[format])(source, plan, folder, on_progress=renamed)
         (folder / TOKENIZER).write_text(source.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
         bundle = Bundle(folder, describe(source, plan, graph))
-        with load_attribute(LOADER)(bundle, Program(graph, plan.context, NOT_VERIFIED), mapped=mapped) as model:
+        with _load(bundle, Program(graph, plan.context, NOT_VERIFIED), mapped, threads) as model:
             yield model
 
 
-def _writable(folder: Path) -> Path:
-    """The folder, or else where the system keeps temporary files. Tried, not asked: Windows' permissions do not tell."""
+def _load(bundle: Bundle, program: Program, mapped: bool, threads: int | None) -> LoadedModel:
+    load = load_attribute(LOADER)
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.gettempdir())
+        model: LoadedModel = load(bundle, program, mapped=mapped, threads=threads)
+    except BundleError:
+        if mapped:
+            raise
+        model = load(bundle, program, mapped=True, threads=threads)  # for want of memory, as a rule
+    return model

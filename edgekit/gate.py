@@ -74,7 +74,10 @@ def verify_program(
         except GenerationError as error:
             raise ConversionError(f"the program does not run: {error.message}", hint=error.hint) from error
     if card["status"] == "failed" and not allow_low_quality:
-        raise ConversionError(card["reason"], hint="use --quant int8, or --allow-low-quality to keep it all the same")
+        finer = "int8" if any(weight.format.bits == 4 for weight in plan.weights.values()) else "fp32"
+        raise ConversionError(
+            card["reason"], hint=f"use --quant {finer}, or --allow-low-quality to keep it all the same"
+        )
     text = json.dumps(goldens.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     (unfinished.directory / GOLDENS).write_text(text + "\n", encoding="utf-8", newline="\n")
     return card

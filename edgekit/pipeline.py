@@ -65,7 +65,7 @@ def convert(
     name = opened.provenance.name.rpartition("/")[2].removesuffix(".gguf")
     directory = Path(out) if out else Path(f"{name}-{plan.target}.edgekit")
     with written_aside(directory, force=force) as unfinished, _hashing(opened.weight_files) as hashes:
-        texts = calibration_texts(opened, plan, unfinished, on_progress=on_progress) if plan.scheme.calibrated else ()
+        texts = calibration_texts(opened, plan, unfinished, on_progress=on_progress) if plan.calibrated else ()
         export = load_attribute(CONVERTERS[plan.format])
         graph: Graph = export(opened, plan, unfinished, texts=texts, on_progress=on_progress)
         (unfinished / TOKENIZER).write_text(opened.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")

@@ -89,6 +89,11 @@ class Plan:
         """The scheme's name."""
         return self.scheme.name
 
+    @property
+    def calibrated(self) -> frozenset[str]:
+        """Roles that are rounded by what they see on texts that the model writes."""
+        return _calibrated(self.scheme, self.weights)
+
     def to_json(self) -> dict[str, Any]:
         """As `plan --json` and the manifest have it."""
         return {
@@ -190,7 +195,25 @@ def _plan_weights(source: Source, scheme: QuantScheme, notes: list[str]) -> dict
         if weights[role].format != form:
             adjusted.add(f"{kind}: rows of {shape[1]} take {_named(weights[role].format)} instead of {_named(form)}")
     notes.extend(sorted(adjusted))
+    if scheme.rounding == "gptq":
+        notes.append(_price_of_calibration(scheme, weights))
     return weights
+
+
+def _calibrated(scheme: QuantScheme, weights: Mapping[str, WeightPlan]) -> frozenset[str]:
+    if scheme.rounding != "gptq":
+        return frozenset()
+    rounded = {role for role, weight in weights.items() if weight.form_is_blocks and not weight.carried}
+    return frozenset(rounded - {"embedding"} if "head" in weights else rounded)  # an untied embedding is only looked up
+
+
+def _price_of_calibration(scheme: QuantScheme, weights: Mapping[str, WeightPlan]) -> str:
+    if not _calibrated(scheme, weights):
+        return f"{scheme.name} asks for gptq rounding, but no weight is left to round by it"
+    return (
+        f"{scheme.name} rounds by texts that the model first writes: minutes for each billion parameters; "
+        "int4 takes seconds"
+    )
 
 
 def _fitting(form: WeightFormat, columns: int, *, exactly: bool) -> WeightFormat:

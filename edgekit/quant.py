@@ -108,11 +108,6 @@ class QuantScheme:
         return 16 if self.format.bits == 16 else 32
 
     @property
-    def calibrated(self) -> bool:
-        """True where rounding asks for text that the model writes."""
-        return self.rounding == "gptq" and self.quantized
-
-    @property
     def quantized(self) -> bool:
         """True where any weight is kept in blocks."""
         return not self.format.is_float or any(not override.format.is_float for override in self.overrides)
@@ -188,7 +183,10 @@ def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
         overrides.append(Override(tuple(roles), _format_from(item, base, path), layers))
     if len({form.bits == 16 for form in (base, *(override.format for override in overrides))}) > 1:
         raise PlanError(f"{path}: 16 bits can't be mixed with others", hint="use 32 for what stays in floats")
-    return QuantScheme(path.stem, base, tuple(overrides), rounding=rounding)
+    scheme = QuantScheme(path.stem, base, tuple(overrides), rounding=rounding)
+    if rounding == "gptq" and not scheme.quantized:
+        raise PlanError(f"{path}: all weights are floats, which gptq does not round", hint="leave rounding out")
+    return scheme
 
 
 def _format_from(values: dict[str, Any], base: WeightFormat, path: Path) -> WeightFormat:

@@ -22,8 +22,9 @@ from pathlib import Path
 from edgekit.bundle import MANIFEST
 from edgekit.errors import ConversionError
 
-__all__ = ["working_directory", "written_aside"]
+__all__ = ["working_directory", "writable", "written_aside"]
 
+_WORKING = "edgekit-working"  # one name for all that is of use for a while: whoever works beside it next sweeps it
 _PARTIAL, _OLD, _LOCK = ".partial", ".old", ".lock"
 _LOCK_ATTEMPTS = 3
 # On Windows a virus scanner or an indexer may hold a fresh file for a moment, and then its folder can't be renamed.
@@ -59,6 +60,7 @@ def written_aside(directory: Path, *, force: bool) -> Iterator[Path]:
     """
     with _told_as_conversion_errors(directory):
         _sweep(directory.parent, directory.name, bundle=directory)
+        _sweep(directory.parent, _WORKING)
         _check_free(directory, force)
         directory.parent.mkdir(parents=True, exist_ok=True)
         with _locked_folder(directory.parent, directory.name) as unfinished:
@@ -77,15 +79,24 @@ def _check_free(directory: Path, force: bool) -> None:
 
 
 @contextmanager
-def working_directory(parent: Path, name: str) -> Iterator[Path]:
-    """A folder in `parent` for as long as it is needed; leftovers of the same name go first.
+def working_directory(parent: Path) -> Iterator[Path]:
+    """A folder in `parent` for as long as it is needed; what dead processes left of such folders goes first.
 
     Raises:
         OSError: It can't be made.
     """
-    _sweep(parent, name)
-    with _locked_folder(parent, name) as folder:
+    _sweep(parent, _WORKING)
+    with _locked_folder(parent, _WORKING) as folder:
         yield folder
+
+
+def writable(folder: Path) -> Path:
+    """The folder, or else where the system keeps temporary files. Tried, not asked: Windows' permissions do not tell."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.gettempdir())
 
 
 @contextmanager
@@ -116,12 +127,17 @@ def _locked_file(parent: Path, name: str) -> tuple[int, Path] | None:
     """An open lock file of our own; None where the file system has no locks, and nobody will clear up after us."""
     for _ in range(_LOCK_ATTEMPTS):
         handle, path = tempfile.mkstemp(prefix=f".{name}.", suffix=_LOCK, dir=parent)
-        # Between these two lines a sweep may have found it free, and removed it.
-        if _try_lock(handle) and os.path.exists(path):
-            os.write(handle, _mark())
-            return handle, Path(path)
-        os.close(handle)
-        Path(path).unlink(missing_ok=True)
+        kept = False
+        try:
+            # Between these two lines a sweep may have found it free, and removed it.
+            if _try_lock(handle) and os.path.exists(path):
+                os.write(handle, _mark())
+                kept = True
+                return handle, Path(path)
+        finally:
+            if not kept:
+                os.close(handle)
+                Path(path).unlink(missing_ok=True)
     return None
 
 

@@ -92,7 +92,7 @@ def test_no_file_is_held_when_its_folder_is_renamed_or_removed(
     else:
         edgekit.convert(source, **options)
         edgekit.convert(source, force=True, **options)
-    assert "edgekit-reference" in seen
+    assert "edgekit-working" in seen
     assert ("rename" in seen) == (quality == "verified")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -108,9 +110,31 @@ def test_inputs_that_never_occur_are_no_division_by_zero() -> None:
         assert np.abs(stored - weights).max() < 1
 
 
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_columns_that_no_text_lit_up_are_rounded_to_nearest(form: WeightFormat) -> None:
+    generator = np.random.default_rng(8)
+    inputs = generator.normal(size=(600, 256))
+    inputs[:, 64:128] = 0
+    weights = generator.normal(scale=0.02, size=(16, 256)).astype(np.float32)
+    stored = dequantize(quantize_guided(weights, form, make_guide(inputs.T @ inputs)), form, 256)
+    unseen, difference = weights[:, 64:128], (stored - weights)[:, 64:128]
+    assert np.linalg.norm(difference) < 0.3 * np.linalg.norm(unseen)
+
+
 def test_chunks_of_rows_are_rounded_as_the_whole() -> None:
     weights, moments = problem(5, 40, 96)
     form, guide = WeightFormat(4, 32), make_guide(moments)
     whole = quantize_guided(weights, form, guide).packed
     parts = [quantize_guided(weights[start : start + 13], form, guide).packed for start in range(0, 40, 13)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_guide_is_made_with_two_copies_of_the_moments() -> None:
+    moments = problem(6, 1, 512)[1]
+    tracemalloc.start()
+    try:
+        make_guide(moments)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.2 * moments.nbytes

@@ -102,6 +102,13 @@ def test_other_names_and_an_unsaid_tie_read_the_same(case: str, tiny_model: Any,
             np.testing.assert_array_equal(other.read(), tensor.read())
 
 
+def test_tie_of_null_counts_as_unsaid(tiny_model: Any, tmp_path: Path) -> None:
+    for number, tied in enumerate((True, False)):
+        directory = tiny_model("mistral3", **MISTRAL3, tie_word_embeddings=tied)
+        unsaid = rewritten(directory, tmp_path / str(number), str, tie_word_embeddings=None)
+        assert open_source(unsaid).config.tied_embeddings == tied
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_left_out_is_noted(case: str, tiny_model: Any) -> None:
     model_type, config = CASES[case]
@@ -125,6 +132,8 @@ def test_tensor_of_no_known_part_is_refused(tiny_model: Any, tmp_path: Path) -> 
     [
         (7, "text_config is 7, expected an object"),
         ({"hidden_size": 0}, "text_config: hidden_size is 0"),
+        ({"model_type": "mistral3"}, "text_config: model_type is 'mistral3', expected that of a text model"),
+        ({"model_type": ["x"]}, r"text_config: model_type is .*, expected a text"),
         (..., "the config asks for"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,44 @@ def test_parts_of_different_types_are_not_carried() -> None:
     mixed = (Stored("q", (64, 64), "Q4_0", 0, (4, 32)), Stored("k", (64, 64), "Q8_0", 0, (8, 32)))
     source = replace(source, parts={**source.parts, "layers.0.qkv": mixed})
     assert not make_plan(source, LINUX, quant="keep").weights["layers.0.qkv"].carried
+
+
+# ---- Calibration ----
+
+
+def gptq(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'rounding = "gptq"\n{text}', encoding="utf-8")
+    return str(path)
+
+
+def test_roles_that_are_rounded_are_calibrated_with_a_note_on_the_time() -> None:
+    untied, tied = (
+        make_plan(source_of(model(2, 64, 128, 2, 1, tied_embeddings=tied)), LINUX, quant="int4-mixed")
+        for tied in (False, True)
+    )
+    layers = {f"layers.{index}.{role}" for index in (0, 1) for role in ("qkv", "output", "gate_up", "down")}
+    assert untied.calibrated == layers | {"head"}
+    assert tied.calibrated == layers | {"embedding"}
+    assert untied.notes == (
+        "int4-mixed rounds by texts that the model first writes: minutes for each billion parameters; int4 takes seconds",
+    )
+    assert not make_plan(source_of(SMOLLM2_135M), LINUX, quant="int4").calibrated
+
+
+def test_carried_blocks_and_floats_are_not_calibrated(tmp_path: Path) -> None:
+    source = source_of(model(1, 64, 128, 2, 1), {"layers.0.qkv": Q4_0})
+    recipe = gptq(tmp_path, '[[overrides]]\nroles = ["head"]\nbits = 32')
+    calibrated = make_plan(source, LINUX, quant=recipe).calibrated
+    assert calibrated == {"layers.0.output", "layers.0.gate_up", "layers.0.down"}
+
+
+def test_rounding_of_nothing_is_noted(tmp_path: Path) -> None:
+    source = source_of(model(1, 64, 128, 2, 1), {"layers.0.qkv": Q4_0})
+    recipe = gptq(tmp_path, 'bits = 32\n[[overrides]]\nroles = ["qkv"]\nbits = 4\nblock_size = 32')
+    plan = make_plan(source, LINUX, quant=recipe)
+    assert not plan.calibrated
+    assert plan.notes == ("mine asks for gptq rounding, but no weight is left to round by it",)
 
 
 # ---- Sums ----

@@ -55,7 +55,7 @@ def test_file_with_overrides(tmp_path: Path) -> None:
     """
     scheme = load_scheme(recipe(tmp_path, text))
     assert scheme.format == WeightFormat(4, 128)
-    assert scheme.calibrated
+    assert scheme.rounding == "gptq"
     assert scheme.overrides == (
         Override(("down", "output"), WeightFormat(8, 128), "edges"),
         Override(("head",), WeightFormat(32)),
@@ -81,6 +81,7 @@ def test_override_of_a_float_scheme_gets_blocks(tmp_path: Path) -> None:
         ("symmetric = 1", "symmetric is 1, expected bool"),
         ('rounding = "up"', "rounding is 'up'"),
         ("rounding = [1]", "rounding is [1]"),
+        ('rounding = "gptq"\nbits = 32', "all weights are floats, which gptq does not round"),
         ("overrides = 3", "overrides must be a list of tables"),
         ("overrides = [3]", "overrides must be a list of tables"),
         ("[[overrides]]\nbits = 8", "roles is []"),

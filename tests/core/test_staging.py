@@ -96,6 +96,32 @@ def test_leftovers_of_a_killed_process_go_with_the_next(tmp_path: Path) -> None:
     assert suffixes(tmp_path) == [".edgekit", ".lock", ".partial"]  # those of the other output stay
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_working_folders_of_a_killed_process_go_with_the_next_bundle(tmp_path: Path) -> None:
+    killed(tmp_path / staging._WORKING)
+    assert suffixes(tmp_path) == [".lock", ".partial"]
+    write_bundle(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+
+
+def test_full_disk_leaves_no_lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, close = list[int](), os.close
+
+    def watched(handle: int) -> None:
+        closed.append(handle)
+        close(handle)
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "close", watched)
+    with pytest.raises(ConversionError, match="no space left"):
+        write_bundle(tmp_path / "a")
+    assert closed
+    assert not names(tmp_path)
+
+
 def test_folder_of_a_running_process_is_not_touched(tmp_path: Path) -> None:
     out = tmp_path / "a.edgekit"
     with worker(out):
@@ -105,7 +131,7 @@ def test_folder_of_a_running_process_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_folders_of_one_process_do_not_touch_each_other(tmp_path: Path) -> None:
-    with working_directory(tmp_path, "a") as first, working_directory(tmp_path, "a") as second:
+    with working_directory(tmp_path) as first, working_directory(tmp_path) as second:
         assert first.is_dir()
         assert second.is_dir()
     assert not names(tmp_path)
@@ -162,7 +188,7 @@ def test_lock_that_a_sweep_removed_at_once_is_made_anew(tmp_path: Path, monkeypa
 
     if sys.platform != "win32":  # where an open file can't be removed
         monkeypatch.setattr(staging, "_try_lock", raced)
-    with working_directory(tmp_path, "a"):
+    with working_directory(tmp_path):
         assert suffixes(tmp_path) == [".lock", ".partial"]
     assert not names(tmp_path)
 
@@ -171,10 +197,10 @@ def test_folder_that_cannot_be_removed_is_left_to_the_next(tmp_path: Path, monke
     """As on Windows, where a program may still have one of its files mapped."""
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", lambda folder, ignore_errors: None)
-        with working_directory(tmp_path, "a"):
+        with working_directory(tmp_path):
             pass
     assert suffixes(tmp_path) == [".lock", ".partial"]
-    with working_directory(tmp_path, "a"):
+    with working_directory(tmp_path):
         assert len(names(tmp_path)) == 2
     assert not names(tmp_path)
 

@@ -107,8 +107,9 @@ def test_program_over_its_bound_is_refused(tiny_model: Any, tmp_path: Path, monk
     monkeypatch.setattr("edgekit.gate.BOUND_8_BITS", 0.0)
     with pytest.raises(
         edgekit.ConversionError, match=r"over the bound of 0.0; least exact: .*layers\.\d\.\w+ \(8 bits"
-    ):
+    ) as error:
         edgekit.convert(tiny_model("llama"), target=TARGET, quant="int8", out=tmp_path / "a.edgekit")
+    assert error.value.hint == "use --quant fp32, or --allow-low-quality to keep it all the same"
     assert not list(tmp_path.iterdir())
 
 
