@@ -93,6 +93,12 @@ def test_structure_that_is_cut_says_length(llama: LoadedModel) -> None:
     assert (reply.finish_reason, reply.text) == ("length", "x" * 10)
 
 
+def test_structure_that_is_too_complex_to_follow_is_an_error_and_no_reply(llama: LoadedModel) -> None:
+    schema = {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(800)}}
+    with pytest.raises(edgekit.GenerationError, match="the JSON schema is too complex to follow"):
+        llama.generate("hi", structure=edgekit.JsonSchema(schema), max_tokens=20)
+
+
 def test_wrong_structure_is_refused_before_the_first_chunk(llama: LoadedModel) -> None:
     with pytest.raises(edgekit.GenerationError, match="regular expression"):
         llama.stream("hi", structure=edgekit.Regex("("))
