@@ -104,6 +104,8 @@ def test_wrong_structure_is_refused_before_the_first_chunk(llama: LoadedModel) -
         llama.stream("hi", structure=edgekit.Regex("("))
     with pytest.raises(edgekit.GenerationError, match="stop texts"):
         llama.stream("hi", structure=edgekit.Regex("a"), stop="b")
+    with pytest.raises(edgekit.GenerationError, match="min_tokens can't be used with a structure"):
+        llama.stream("hi", structure=edgekit.Choice(("x",)), min_tokens=20)
 
 
 @pytest.mark.parametrize("choice", ["required", "get_weather"])
@@ -201,6 +203,14 @@ def test_min_tokens_and_stop_tokens(llama: LoadedModel) -> None:
     assert (ended.finish_reason, ended.tokens) == ("stop", tokens[: tokens.index(end)])
     longer = llama.generate("hello", max_tokens=20, stop_tokens=[end], min_tokens=10)
     assert len(longer.tokens) >= 10
+    with pytest.raises(edgekit.GenerationError, match="min_tokens is 21, expected at most max_tokens, 20"):
+        llama.stream("hello", max_tokens=20, min_tokens=21)
+
+
+@pytest.mark.parametrize("options", [{"logit_bias": {10**6: 1.0}}, {"stop_tokens": (10**6,)}])
+def test_unknown_tokens_are_refused_before_the_first_chunk(options: dict[str, Any], llama: LoadedModel) -> None:
+    with pytest.raises(edgekit.GenerationError, match=f"{next(iter(options))} holds the token 1000000"):
+        llama.stream("hello", **options)
 
 
 COPIES = ("ab" * 30, "one two three one two three one two three one two", "hello there")
