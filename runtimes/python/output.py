@@ -107,8 +107,8 @@ def make_constraint(
 ) -> Constraint | None:
     """Return what holds one reply to its structure and tools, or None where anything goes.
 
-    Takes the arguments of `make_parser`, and reads `structure`, `stop`, `stop_tokens` and `min_tokens` too. With tools and a structure
-    a reply is either calls or an instance.
+    Takes the arguments of `make_parser`, and reads `structure`, `stop`, `stop_tokens` and `min_tokens` too. With tools
+    and a structure a reply is either calls or an instance.
 
     Raises:
         GenerationError: As `make_parser`; the structure or a tool's schema is malformed or not supported; or an

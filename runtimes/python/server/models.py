@@ -35,8 +35,7 @@ class ServedModel:
 
     def token_bytes(self, token: int) -> bytes:
         """What a token writes; it may be a part of a character."""
-        written: bytes = self.model.tokenizer_info.matching.decode_bytes([token])
-        return written
+        return self.model.tokenizer_info.token_bytes(token)
 
     def describe(self) -> dict[str, Any]:
         """As `/v1/models` lists it."""
