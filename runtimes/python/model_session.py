@@ -100,17 +100,22 @@ class ModelSession:
         """
         return (chunk for chunk in self.steps(prompt, **options) if chunk is not None)
 
-    def steps(self, prompt: Prompt, **options: Any) -> Generator[Chunk | None, None, None]:
+    def steps(
+        self, prompt: Prompt, *, stream: int | None = None, **options: Any
+    ) -> Generator[Chunk | None, None, None]:
         """Like `stream`, one forward at a time: None where a forward gave nothing to show.
 
         For schedulers that take turns between sessions; a long prompt is computed in many steps.
+
+        Args:
+            stream: Number of the reply among several to one prompt: with a seed it is that of `generate_many`.
         """
         started = time.perf_counter()
         with self._in_use():
             cancelled = self._cancelled = threading.Event()
         chosen = make_options(options)
         fitted = self._model.fit(prompt, chosen)
-        generation = Generation(self._model, self._sequence, fitted, chosen, cancelled, started)
+        generation = Generation(self._model, self._sequence, fitted, chosen, cancelled, started, stream=stream)
         return self._steps(generation, chosen, cancelled)
 
     def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Chunk]:

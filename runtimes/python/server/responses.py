@@ -61,6 +61,7 @@ class ResponseAnswer:
 
     def __init__(self, request: ResponsesRequest, work: Work) -> None:
         self._work = work
+        self.keeps = True  # the last event of a stream repeats all
         self.usage = Usage(work)
         self._sequence = 0
         self._output: list[dict[str, Any]] = []
