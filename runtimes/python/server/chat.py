@@ -23,11 +23,14 @@ from .schemas import (
     MOST_TOOLS,
     Count,
     JsonFormat,
+    ObjectFormat,
+    PlainFormat,
     Request,
     StreamOptions,
     Strict,
     Tool,
     ToolChoice,
+    check_schemas,
     tool_options,
 )
 from .usage import Usage
@@ -35,18 +38,6 @@ from .usage import Usage
 __all__ = ["ChatCompletions"]
 
 DONE = b"data: [DONE]\n\n"
-
-
-class PlainFormat(Strict):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class ObjectFormat(Strict):
-    """Any JSON object."""
-
-    type: Literal["json_object"]
 
 
 class SchemaFormat(Strict):
@@ -75,6 +66,7 @@ class ChatRequest(Request):
 
     def options(self, temperature: float) -> dict[str, Any]:
         """As GenerateOptions has it."""
+        check_schemas(self._schemas())
         choice = self.tool_choice
         tools = [tool.model_dump(exclude_none=True) for tool in self.tools]
         return (
@@ -82,6 +74,12 @@ class ChatRequest(Request):
             | tool_options(tools, choice if choice is None or isinstance(choice, str) else choice.function.name)
             | {"max_tokens": self._limit(), "logprobs": self._alternatives(), "structure": self._structure()}
         )
+
+    def _schemas(self) -> Iterator[tuple[str, object]]:
+        if isinstance(self.response_format, SchemaFormat):
+            yield "response_format.json_schema.schema", self.response_format.json_schema.json_schema
+        for place, tool in enumerate(self.tools):
+            yield f"tools[{place}].function.parameters", tool.function.parameters
 
     def _limit(self) -> int | None:
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:

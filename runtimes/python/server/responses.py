@@ -224,7 +224,7 @@ def _skeleton(request: ResponsesRequest, work: Work) -> dict[str, Any]:
         "tool_choice": request.tool_choice_json(),
         "tools": [tool.model_dump() for tool in request.tools],
         "top_p": request.top_p,
-        "truncation": request.truncation,
+        "truncation": "disabled" if work.options["context_policy"] == "error" else "auto",
         "usage": None,
         "metadata": request.metadata or {},
     }
