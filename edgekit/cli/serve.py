@@ -62,7 +62,7 @@ def _key(context: click.Context, parameter: click.Parameter, value: str | None) 
     "max_reply_bytes",
     type=click.IntRange(1),
     default=64_000_000,
-    help="Bytes kept of a reply that is sent whole.",
+    help="Bytes kept of replies that are not streamed.",
 )
 @_shown(
     "--grace",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,12 @@ def test_many_replies_to_one_prompt(llama: LoadedModel) -> None:
     assert {reply.tokens for reply in greedy} == {llama.generate("hello there", max_tokens=12).tokens}
     with pytest.raises(edgekit.GenerationError, match="n is 0"):
         llama.generate_many("hello", 0)
+
+
+def test_times_of_many_replies_are_their_own(llama: LoadedModel) -> None:
+    started = time.perf_counter()
+    replies = llama.generate_many("hello there", 6, max_tokens=12)
+    assert sum(reply.stats.ttft_s for reply in replies) <= time.perf_counter() - started
 
 
 def test_many_replies_repeat_the_prompts_logprobs(llama: LoadedModel) -> None:
