@@ -27,9 +27,10 @@ __all__ = ["Sampler"]
 class Sampler:
     """Picks the tokens of one reply.
 
-    Tell it the prompt once with `observe`. `next` picks a token and accepts it: the generation loop needs no more.
-    Who picks another way, from `distribution` and `uniform`, tells it with `accept`, in the order of the text. The same seed, options and logits give
-    the same tokens. All that a choice depends on is the options, the tokens observed and accepted, and the numbers drawn.
+    Tell it the prompt once with `observe`. `next` picks a token and accepts it: the generation loop needs no more. Who
+    picks another way, from `distribution` and `uniform`, tells it with `accept`, in the order of the text. The same seed,
+    options and logits give the same tokens. All that a choice depends on is the options, the tokens observed and accepted,
+    and the numbers drawn.
     Not safe to share between threads.
 
     Args:
@@ -101,7 +102,8 @@ class Sampler:
     def distribution(self, logits: Floats) -> tuple[Ids, NDArray[np.float64]]:
         """Return what `next` draws from: the kept token ids, int64 [kept] ascending, and their probabilities.
 
-        EdgeKit does not generate with it: its tests compare it with other implementations, and so may others. Greedy decoding keeps one token. Takes the logits of `next`, changes nothing and raises the same errors.
+        EdgeKit does not generate with it: its tests compare it with other implementations. Greedy decoding keeps one
+        token. Takes the logits of `next`, changes nothing and raises the same errors.
         """
         scores, peak = self._penalize(logits)
         if self._options.temperature == 0:

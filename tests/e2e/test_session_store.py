@@ -161,12 +161,13 @@ def test_long_rotation_is_not_shared_with_short(converted: Any) -> None:
 def test_cache_may_grow_while_its_size_is_asked_for(llama: LoadedModel) -> None:
     decoder = llama.backend.decoder()
     assert isinstance(decoder, OnnxRuntimeDecoder)
+    cache = decoder._cache
 
     class Growing:
         @property
         def nbytes(self) -> int:
-            decoder._cache[f"more {len(decoder._cache)}"] = np.zeros(1, np.float32)
+            cache[f"more {len(cache)}"] = np.zeros(1, np.float32)
             return 8
 
-    decoder._cache["a"] = cast(Any, Growing())
+    cache["a"] = cast(Any, Growing())
     assert decoder.cache_bytes == 8
