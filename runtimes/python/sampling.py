@@ -30,8 +30,7 @@ class Sampler:
     Tell it the prompt once with `observe`. `next` picks a token and accepts it: the generation loop needs no more. Who
     picks another way, from `distribution` and `uniform`, tells it with `accept`, in the order of the text. The same seed,
     options and logits give the same tokens. All that a choice depends on is the options, the tokens observed and accepted,
-    and the numbers drawn.
-    Not safe to share between threads.
+    and the numbers drawn. Not safe to share between threads.
 
     Args:
         options: Reads temperature, top_k, top_p, min_p, typical_p, min_tokens, repetition_penalty, presence_penalty,
