@@ -43,7 +43,7 @@ class GenerateOptions:
 
     Attributes:
         max_tokens: Upper bound of new tokens; None runs to the end of the context.
-        min_tokens: No end token before this many new tokens.
+        min_tokens: No end token before this many new tokens; at most max_tokens, and not with a structure.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: Keep the k most probable tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens whose probability reaches top_p; 1 keeps all.
@@ -106,6 +106,12 @@ class GenerateOptions:
         rules: tuple[tuple[bool, str, object, str], ...] = (
             (self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1"),
             (self.min_tokens >= 0, "min_tokens", self.min_tokens, "0 or more"),
+            (
+                self.max_tokens is None or self.min_tokens <= self.max_tokens,
+                "min_tokens",
+                self.min_tokens,
+                f"at most max_tokens, {self.max_tokens}",
+            ),
             (0 <= self.temperature < infinity, "temperature", self.temperature, "0 or more"),
             (self.top_k >= 0, "top_k", self.top_k, "0 or more"),
             (0 < self.top_p <= 1, "top_p", self.top_p, "over 0 and at most 1"),

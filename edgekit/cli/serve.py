@@ -58,6 +58,13 @@ def _key(context: click.Context, parameter: click.Parameter, value: str | None) 
 )
 @_shown("--max-body", "max_body_bytes", type=click.IntRange(1), default=1_000_000, help="Bytes of a request.")
 @_shown(
+    "--max-reply",
+    "max_reply_bytes",
+    type=click.IntRange(1),
+    default=64_000_000,
+    help="Bytes kept of replies that are not streamed.",
+)
+@_shown(
     "--grace",
     "grace_s",
     type=click.FloatRange(0),

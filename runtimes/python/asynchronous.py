@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing
 from typing import Generic, TypeVar
 
@@ -55,7 +55,7 @@ class _Worker(Generic[_T]):
                     return
 
 
-async def iterate_in_thread(make: Callable[[], Generator[_T | None, None, None]]) -> AsyncIterator[_T]:
+async def iterate_in_thread(make: Callable[[], Generator[_T | None, None, None]]) -> AsyncGenerator[_T, None]:
     """Yield what a generator yields, but None, that is made and run in a thread of its own.
 
     When the consumer leaves early, the generator is closed at the next thing it yields, be it None, and the thread is

@@ -127,7 +127,7 @@ class OnnxRuntimeDecoder:
     @property
     def cache_bytes(self) -> int:
         """See `Decoder.cache_bytes`."""
-        return sum(buffer.nbytes for buffer in self._cache.values())
+        return sum(buffer.nbytes for buffer in list(self._cache.values()))  # other threads ask while it grows
 
     def forward(self, tokens: NDArray[np.int64], *, rows: int, rope_length: int) -> NDArray[np.float32]:
         """See `Decoder.forward`.

@@ -78,7 +78,8 @@ class Constraint:
     @property
     def is_complete(self) -> bool:
         """Whether the text is an instance and nothing can follow."""
-        return self._ended or self._matcher.is_stopped()
+        # the matcher also stops where it fails
+        return self._ended or (self._matcher.is_stopped() and self._matcher.is_accepting())
 
     @property
     def may_end(self) -> bool:
@@ -162,7 +163,7 @@ class Constraint:
 
     def _dead_end(self) -> GenerationError:
         reason = self._matcher.stop_reason()
-        if reason in {"ParserTooComplex", "LexerTooComplex"}:
+        if reason in {"ParserTooComplex", "LexerTooComplex", "InternalError"}:
             return GenerationError(
                 f"{self._grammar.name} is too complex to follow", hint="use fewer alternatives and smaller bounds"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from functools import cached_property
@@ -163,7 +163,7 @@ class LoadedModel:
         session = self.session()
         return _close_after(session, session.steps(prompt, **options))
 
-    def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Chunk]:
+    def astream(self, prompt: Prompt, **options: Any) -> AsyncGenerator[Chunk, None]:
         """Like `stream`, for asyncio; see `ModelSession.astream`."""
         return iterate_in_thread(lambda: self.steps(prompt, **options))
 

@@ -16,6 +16,7 @@ from edgekit.session import Chunk, FinishReason, GenerateOptions, Stats, TokenLo
 from .context_policy import FittedPrompt, last_position
 from .logprobs import token_logprob
 from .output import Piece, make_constraint, make_parser
+from .penalties import check_token_ids
 from .process_memory import peak_rss_bytes
 from .sampling import Sampler
 from .sequence import TokenSequence
@@ -100,6 +101,9 @@ class Generation:
         cancelled: Ends the reply when it is set.
         started: When it was asked for, in seconds of `time.perf_counter`.
         stream: Number of the reply among several to one prompt, each with random numbers of its own.
+
+    Raises:
+        GenerationError: A structure, a tool or a token id among the options can't be used with this model.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class Generation:
         stream: int | None = None,
     ) -> None:
         self._model, self._sequence, self._options, self._cancelled = model, sequence, options, cancelled
+        check_token_ids(options, model.vocab_size)
         encoded = prompt.prompt
         self._prompt, self._dropped = encoded.tokens, prompt.dropped_messages
         template = model.template_source if encoded.is_templated else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -100,20 +100,25 @@ class ModelSession:
         """
         return (chunk for chunk in self.steps(prompt, **options) if chunk is not None)
 
-    def steps(self, prompt: Prompt, **options: Any) -> Generator[Chunk | None, None, None]:
+    def steps(
+        self, prompt: Prompt, *, stream: int | None = None, **options: Any
+    ) -> Generator[Chunk | None, None, None]:
         """Like `stream`, one forward at a time: None where a forward gave nothing to show.
 
         For schedulers that take turns between sessions; a long prompt is computed in many steps.
+
+        Args:
+            stream: Number of the reply among several to one prompt: with a seed it is that of `generate_many`.
         """
         started = time.perf_counter()
         with self._in_use():
             cancelled = self._cancelled = threading.Event()
         chosen = make_options(options)
         fitted = self._model.fit(prompt, chosen)
-        generation = Generation(self._model, self._sequence, fitted, chosen, cancelled, started)
+        generation = Generation(self._model, self._sequence, fitted, chosen, cancelled, started, stream=stream)
         return self._steps(generation, chosen, cancelled)
 
-    def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Chunk]:
+    def astream(self, prompt: Prompt, **options: Any) -> AsyncGenerator[Chunk, None]:
         """Like `stream`, for asyncio: prompt and model are worked on in a thread, and the event loop never waits for them.
 
         Leaving the loop, or cancelling the task, cancels the reply.
@@ -136,7 +141,8 @@ class ModelSession:
             cancelled = self._cancelled = threading.Event()
             self._sequence.slides = chosen.context_policy == "sliding"
             for index in range(n):
-                generation = Generation(self._model, self._sequence, fitted, chosen, cancelled, started, stream=index)
+                asked = started if index == 0 else time.perf_counter()
+                generation = Generation(self._model, self._sequence, fitted, chosen, cancelled, asked, stream=index)
                 prefilled = prefilled or _result(generation.prefill())
                 if index < n - 1:
                     generation.move_to(self._sequence.fork())
@@ -188,14 +194,10 @@ class ModelSession:
     def _steps(
         self, generation: Generation, options: GenerateOptions, cancelled: threading.Event
     ) -> Generator[Chunk | None, None, None]:
-        try:
-            with self._in_use():
-                self._cancelled = cancelled
-                self._sequence.slides = options.context_policy == "sliding"
-                yield from generation.steps()
-        finally:
-            if self._closed:
-                self._put_away()
+        with self._in_use():
+            self._cancelled = cancelled
+            self._sequence.slides = options.context_policy == "sliding"
+            yield from generation.steps()
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -209,9 +211,11 @@ class ModelSession:
             yield
         finally:
             self._busy.release()
+            if self._closed:  # meanwhile: `close` could not put it away
+                self._put_away()
 
     def _put_away(self) -> None:
-        """Give up the sequence, unless a stream still runs on it: it does so itself when it ends."""
+        """Give up the sequence, unless it is in use: whoever uses it does so at the end."""
         if self._busy.acquire(blocking=False):
             try:
                 if not self._is_put_away:

@@ -107,12 +107,12 @@ def make_constraint(
 ) -> Constraint | None:
     """Return what holds one reply to its structure and tools, or None where anything goes.
 
-    Takes the arguments of `make_parser`, and reads `structure`, `stop` and `stop_tokens` too. With tools and a structure
-    a reply is either calls or an instance.
+    Takes the arguments of `make_parser`, and reads `structure`, `stop`, `stop_tokens` and `min_tokens` too. With tools
+    and a structure a reply is either calls or an instance.
 
     Raises:
-        GenerationError: As `make_parser`; the structure or a tool's schema is malformed or not supported; or something
-            would end the reply inside of a structure.
+        GenerationError: As `make_parser`; the structure or a tool's schema is malformed or not supported; or an
+            option would end the reply inside of a structure, or not at its end.
     """
     tools, format = _tools(options, template)
     if options.structure is None and not tools:
@@ -122,6 +122,11 @@ def make_constraint(
         raise GenerationError(
             "stop texts and stop tokens can't be used with a structure: they would cut it",
             hint="leave them out: the reply ends where the structure is complete",
+        )
+    if options.structure is not None and options.min_tokens:
+        raise GenerationError(
+            "min_tokens can't be used with a structure: the reply ends where the structure is complete",
+            hint="leave it out, or give the structure a least length",
         )
     thinking = _open_thinking(template, prompt)
     if not tools and thinking is None and options.structure is not None:

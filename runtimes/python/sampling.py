@@ -27,10 +27,10 @@ __all__ = ["Sampler"]
 class Sampler:
     """Picks the tokens of one reply.
 
-    Tell it the prompt once with `observe`. `next` picks a token and accepts it; who picks another way, from
-    `distribution` and `uniform`, tells it with `accept`, in the order of the text. The same seed, options and logits give
-    the same tokens. All that a choice depends on is the options, the tokens observed and accepted, and the numbers drawn.
-    Not safe to share between threads.
+    Tell it the prompt once with `observe`. `next` picks a token and accepts it: the generation loop needs no more. Who
+    picks another way, from `distribution` and `uniform`, tells it with `accept`, in the order of the text. The same seed,
+    options and logits give the same tokens. All that a choice depends on is the options, the tokens observed and accepted,
+    and the numbers drawn. Not safe to share between threads.
 
     Args:
         options: Reads temperature, top_k, top_p, min_p, typical_p, min_tokens, repetition_penalty, presence_penalty,
@@ -101,7 +101,8 @@ class Sampler:
     def distribution(self, logits: Floats) -> tuple[Ids, NDArray[np.float64]]:
         """Return what `next` draws from: the kept token ids, int64 [kept] ascending, and their probabilities.
 
-        Greedy decoding keeps one token. Takes the logits of `next`, changes nothing and raises the same errors.
+        EdgeKit does not generate with it: its tests compare it with other implementations. Greedy decoding keeps one
+        token. Takes the logits of `next`, changes nothing and raises the same errors.
         """
         scores, peak = self._penalize(logits)
         if self._options.temperature == 0:

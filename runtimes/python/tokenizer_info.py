@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Collection
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,22 @@ class TokenizerInfo:
         """Those of `kept` that may come before a text is complete."""
         return pack_tokens(set(range(self.vocab_size)) - self.never_inside, self._mask_bytes)
 
+    def token_bytes(self, token: int) -> bytes:
+        """What a token writes inside a text; it may be a part of a character.
+
+        Where structures can't be used with the tokenizer, such a part is a replacement character.
+        """
+        if self._reader is not None:
+            written: bytes = self._reader.decode_bytes([token])
+            return written
+        return self._text_of(token, skip_special_tokens=False).encode()
+
+    @cached_property
+    def _reader(self) -> LLTokenizer | None:
+        with suppress(GenerationError):
+            return self.matching
+        return None
+
     @property
     def _mask_bytes(self) -> int:
         return (int(self.matching.vocab_size) + 31) // 32 * 4
@@ -143,9 +160,13 @@ class TokenizerInfo:
         """Whether llguidance takes a token for the text that detokenizing makes of it. Parts of characters pass."""
         if matching.is_special_token(token):
             return True
-        tail = list(self.visible_tail)
-        text = self.tokenizer.decode([*tail, token])[len(self.tokenizer.decode(tail)) :]
+        text = self._text_of(token, skip_special_tokens=True)
         return "\N{REPLACEMENT CHARACTER}" in text or bool(text.encode() == matching.decode_bytes([token]))
+
+    def _text_of(self, token: int, *, skip_special_tokens: bool) -> str:
+        tail = list(self.visible_tail)
+        text: str = self.tokenizer.decode([*tail, token], skip_special_tokens=skip_special_tokens)
+        return text[len(self.tokenizer.decode(tail, skip_special_tokens=skip_special_tokens)) :]
 
 
 def _readable(tokenizer: Any) -> str:

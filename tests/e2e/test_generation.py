@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,19 @@ def test_structure_that_is_cut_says_length(llama: LoadedModel) -> None:
     assert (reply.finish_reason, reply.text) == ("length", "x" * 10)
 
 
+def test_structure_that_is_too_complex_to_follow_is_an_error_and_no_reply(llama: LoadedModel) -> None:
+    schema = {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(800)}}
+    with pytest.raises(edgekit.GenerationError, match="the JSON schema is too complex to follow"):
+        llama.generate("hi", structure=edgekit.JsonSchema(schema), max_tokens=20)
+
+
 def test_wrong_structure_is_refused_before_the_first_chunk(llama: LoadedModel) -> None:
     with pytest.raises(edgekit.GenerationError, match="regular expression"):
         llama.stream("hi", structure=edgekit.Regex("("))
     with pytest.raises(edgekit.GenerationError, match="stop texts"):
         llama.stream("hi", structure=edgekit.Regex("a"), stop="b")
+    with pytest.raises(edgekit.GenerationError, match="min_tokens can't be used with a structure"):
+        llama.stream("hi", structure=edgekit.Choice(("x",)), min_tokens=20)
 
 
 @pytest.mark.parametrize("choice", ["required", "get_weather"])
@@ -195,6 +204,14 @@ def test_min_tokens_and_stop_tokens(llama: LoadedModel) -> None:
     assert (ended.finish_reason, ended.tokens) == ("stop", tokens[: tokens.index(end)])
     longer = llama.generate("hello", max_tokens=20, stop_tokens=[end], min_tokens=10)
     assert len(longer.tokens) >= 10
+    with pytest.raises(edgekit.GenerationError, match="min_tokens is 21, expected at most max_tokens, 20"):
+        llama.stream("hello", max_tokens=20, min_tokens=21)
+
+
+@pytest.mark.parametrize("options", [{"logit_bias": {10**6: 1.0}}, {"stop_tokens": (10**6,)}])
+def test_unknown_tokens_are_refused_before_the_first_chunk(options: dict[str, Any], llama: LoadedModel) -> None:
+    with pytest.raises(edgekit.GenerationError, match=f"{next(iter(options))} holds the token 1000000"):
+        llama.stream("hello", **options)
 
 
 COPIES = ("ab" * 30, "one two three one two three one two three one two", "hello there")
@@ -285,6 +302,12 @@ def test_many_replies_to_one_prompt(llama: LoadedModel) -> None:
     assert {reply.tokens for reply in greedy} == {llama.generate("hello there", max_tokens=12).tokens}
     with pytest.raises(edgekit.GenerationError, match="n is 0"):
         llama.generate_many("hello", 0)
+
+
+def test_times_of_many_replies_are_their_own(llama: LoadedModel) -> None:
+    started = time.perf_counter()
+    replies = llama.generate_many("hello there", 6, max_tokens=12)
+    assert sum(reply.stats.ttft_s for reply in replies) <= time.perf_counter() - started
 
 
 def test_many_replies_repeat_the_prompts_logprobs(llama: LoadedModel) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 import edgekit
+from edgekit.runtimes.backend_onnxruntime import OnnxRuntimeDecoder
 from edgekit.runtimes.engine import LoadedModel
 
 SYSTEM = "You are a lighthouse keeper who answers in rhymes."
@@ -154,3 +156,18 @@ def test_long_rotation_is_not_shared_with_short(converted: Any) -> None:
         assert reply.stats.cached_tokens == 0
         assert reply.tokens == fresh.generate("ab" * 20, raw=True, max_tokens=4).tokens
         assert model.generate("ab" * 22, raw=True, max_tokens=4).stats.cached_tokens == 40
+
+
+def test_cache_may_grow_while_its_size_is_asked_for(llama: LoadedModel) -> None:
+    decoder = llama.backend.decoder()
+    assert isinstance(decoder, OnnxRuntimeDecoder)
+    cache = decoder._cache
+
+    class Growing:
+        @property
+        def nbytes(self) -> int:
+            cache[f"more {len(cache)}"] = np.zeros(1, np.float32)
+            return 8
+
+    cache["a"] = cast(Any, Growing())
+    assert decoder.cache_bytes == 8

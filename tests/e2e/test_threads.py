@@ -127,6 +127,21 @@ def test_closing_ends_a_running_stream_as_cancelled(llama: Any, held: Any) -> No
         session.generate("hello")
 
 
+def test_closing_while_many_replies_are_made_frees_the_cache(llama: Any, held: Any) -> None:
+    begun, go = held
+    session = llama.session()
+    decoder = session._sequence._decoder
+    thread, results = in_thread(lambda: session.generate_many("hello", 3, max_tokens=100))
+    assert begun.wait(60)
+    session.close()
+    assert not session._is_put_away, "it is still in use"
+    go.set()
+    thread.join()
+    assert {reply.finish_reason for reply in results[0]} == {"cancelled"}
+    assert session._is_put_away
+    assert not decoder.cache_bytes
+
+
 def test_closing_between_chunks_ends_the_stream(llama: Any) -> None:
     session = llama.session()
     stream = session.stream("hello", max_tokens=100)

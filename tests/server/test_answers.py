@@ -89,6 +89,15 @@ def test_chat_puts_all_parts_together(model: LoadedModel) -> None:
     assert [json.loads(text) for text in arguments] == [{"at": "é\ud800"}, {}]
 
 
+def test_streamed_chat_keeps_nothing(model: LoadedModel) -> None:
+    made = answer(ChatCompletions, model, messages=[{"role": "user", "content": "Hi"}], tools=TOOLS, stream=True)
+    calls = [call for data in frames(made, "tool_calls") for call in data["choices"][0]["delta"].get("tool_calls", ())]
+    assert [call["index"] for call in calls] == [0, 1]
+    (choice,) = made.whole()["choices"]
+    assert choice["message"]["content"] == ""
+    assert "tool_calls" not in choice["message"]
+
+
 def test_responses_give_an_item_for_each_part(model: LoadedModel) -> None:
     made = answer(Responses, model, input="Hi")
     events = [EVENT.validate_python(data) for data in frames(made, "tool_calls")]

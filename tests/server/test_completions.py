@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import openai
 import pytest
 
 from edgekit.runtimes.engine import LoadedModel
+from edgekit.runtimes.generation import Generation
+
+from .conftest import NEVER_ENDS, Start
 
 PROMPT = "Once upon a time"
 
@@ -29,6 +33,57 @@ def test_several_prompts_and_choices(client: openai.OpenAI, model: LoadedModel) 
     assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
     assert reply.usage is not None
     assert reply.usage.prompt_tokens == sum(len(model.token_ids(text, add_special_tokens=True)) for text in prompts)
+
+
+def test_choices_are_those_of_generate_many(client: openai.OpenAI, model: LoadedModel) -> None:
+    options: Any = {"max_tokens": 12, "temperature": 1.2, "seed": 5}
+    reply = client.completions.create(model="tiny", prompt=PROMPT, n=3, **options)
+    expected = model.generate_many(PROMPT, 3, raw=True, **options)
+    assert [choice.text for choice in reply.choices] == [one.text for one in expected]
+    assert len({one.text for one in expected}) == 3
+
+
+def test_prompt_is_scored_once_for_all_choices(
+    client: openai.OpenAI, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: Any = {"model": "tiny", "prompt": [PROMPT, "Other"], "max_tokens": 1, "echo": True, "logprobs": 0}
+    singles = [choice.logprobs for choice in client.completions.create(**asked).choices]
+    scored: list[Any] = []
+    prefill = Generation.prefill
+
+    def counted(self: Generation) -> Any:
+        scored.append(self._options.prompt_logprobs)
+        return prefill(self)
+
+    monkeypatch.setattr(Generation, "prefill", counted)
+    many = client.completions.create(**asked, n=3).choices
+    assert scored == [0, None, None] * 2
+    for choice in many:
+        single = singles[choice.index // 3]
+        assert choice.logprobs is not None
+        assert single is not None
+        assert (choice.logprobs.token_logprobs or [])[:-1] == (single.token_logprobs or [])[:-1]
+
+
+@pytest.mark.parametrize("path", ["chat", "completions", "responses"])
+def test_whole_response_is_bounded(path: str, start: Start) -> None:
+    asked: Any = {"model": "tiny", "extra_body": {"logit_bias": NEVER_ENDS}}
+    with start(max_reply_bytes=3000, grace_s=0) as running, running.client() as client:
+        create: Any = {
+            "chat": partial(
+                client.chat.completions.create, messages=[{"role": "user", "content": "Hi"}], max_tokens=50
+            ),
+            "completions": partial(client.completions.create, prompt=PROMPT, max_tokens=50),
+            "responses": partial(client.responses.create, input="Hi", max_output_tokens=50),
+        }[path]
+        with pytest.raises(openai.BadRequestError) as caught:
+            create(**asked)
+        assert caught.value.code == "response_too_large"
+        events = list(create(**asked, stream=True))
+    if path == "responses":  # its last event would repeat all
+        assert "over 3,000 bytes" in events[-1].response.error.message
+    else:
+        assert events[-1].choices[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize("echo", [False, True])

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from edgekit.runtimes.engine import LoadedModel
+from edgekit.runtimes.tokenizer_info import TokenizerInfo
 
 ASKED: Any = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6}
 
@@ -40,6 +41,21 @@ def test_responses_tell_the_same(client: openai.OpenAI) -> None:
     assert [entry.logprob for entry in found or ()] == [entry.logprob for entry in chat.logprobs.content or ()]
     deltas = [event for event in client.responses.create(**asked, stream=True) if "text.delta" in event.type]
     assert sum(len(delta.logprobs) for delta in deltas) == 6
+
+
+def test_models_without_an_end_have_them_too(
+    client: openai.OpenAI, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {"logprobs": True, "top_logprobs": 3}
+    expected = client.chat.completions.create(**ASKED, **options).choices[0].logprobs
+    info = TokenizerInfo(model.tokenizer, model.vocab_size, [])
+    monkeypatch.setitem(model.__dict__, "tokenizer_info", info)
+    found = client.chat.completions.create(**ASKED, **options).choices[0].logprobs
+    assert found is not None
+    assert expected is not None
+    for entry, own in zip(found.content or (), expected.content or (), strict=True):
+        assert (entry.token in {own.token, ""}, entry.logprob) == (True, own.logprob)  # some rows are no token
+    assert "".join(entry.token for entry in found.content or ())
 
 
 def test_completions_echo_those_of_the_prompt(client: openai.OpenAI, model: LoadedModel) -> None:

@@ -84,6 +84,14 @@ def test_wrong_values_are_named(running: Running, name: str) -> None:
     assert (error["param"], error["code"]) == (param, code)
 
 
+@pytest.mark.parametrize("options", [{"logit_bias": {"999999": 1}}, {"stop_tokens": [999999]}])
+def test_tokens_that_the_model_lacks_are_refused(running: Running, options: dict[str, Any]) -> None:
+    for stream in (False, True):
+        assert (
+            "holds the token 999999" in refused(running, ChatCompletions.path, options | {"stream": stream})["message"]
+        )
+
+
 @pytest.mark.parametrize("path", BODIES)
 def test_unknown_parameters_are_named(running: Running, path: str) -> None:
     error = refused(running, path, {"temprature": 1})

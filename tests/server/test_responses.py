@@ -108,6 +108,28 @@ def test_refusals_name_the_parameter(client: openai.OpenAI, options: Any, param:
     assert (caught.value.param, caught.value.code) == (param, code)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "disabled"),
+        ({"truncation": "auto"}, "auto"),
+        ({"context_policy": "drop-oldest-turns"}, "auto"),
+        ({"truncation": "auto", "context_policy": "drop-oldest-turns"}, "auto"),
+        ({"truncation": "disabled", "context_policy": "error"}, "disabled"),
+        ({"truncation": "auto", "context_policy": "error"}, None),
+        ({"truncation": "disabled", "context_policy": "drop-oldest-turns"}, None),
+    ],
+)
+def test_truncation_and_context_policy_agree(client: openai.OpenAI, options: Any, told: str | None) -> None:
+    asked: Any = {"model": "tiny", "input": "Hello", "max_output_tokens": 1, "extra_body": options}
+    if told is None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(**asked)
+        assert (caught.value.param, caught.value.code) == ("truncation", "invalid_value")
+    else:
+        assert client.responses.create(**asked).truncation == told
+
+
 def test_completed_event_is_typed(client: openai.OpenAI) -> None:
     text = client.responses.create(model="tiny", input="Hello", max_output_tokens=16).output_text
     stop = {"stop": text[5:7]}

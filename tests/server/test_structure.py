@@ -10,6 +10,9 @@ import openai
 import pydantic
 import pytest
 
+from edgekit.runtimes.server.api_error import ApiError
+from edgekit.runtimes.server.schemas import check_schemas
+
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -80,6 +83,39 @@ def test_impossible_schemas_are_refused(client: openai.OpenAI, schema: Any) -> N
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(**ASKED, response_format=form, stream=stream)
+
+
+LARGE: dict[str, Any] = {
+    "properties": {"type": "object", "properties": {f"p{number}": {"type": "null"} for number in range(1001)}},
+    "enum": {"items": {"anyOf": [{"enum": list(range(500))}, {"enum": list(range(500))}]}},
+    "bytes": {"const": "x" * 65_536},
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_schemas_are_refused_by_name(client: openai.OpenAI, name: str) -> None:
+    form: Any = {"type": "json_schema", "name": "a", "schema": LARGE[name]}
+    chat_form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": LARGE[name]}}
+    tool: Any = {"name": "b", "parameters": LARGE[name]}
+    tools: Any = [TOOLS[0], {"type": "function", "function": tool}]
+    flat_tools: Any = [FLAT_TOOLS[0], {"type": "function"} | tool]
+    asked: Any = {"model": "tiny", "input": "Hi"}
+    for create, options, param in (
+        (client.chat.completions.create, ASKED | {"response_format": chat_form}, "response_format.json_schema.schema"),
+        (client.chat.completions.create, ASKED | {"tools": tools}, "tools[1].function.parameters"),
+        (client.responses.create, asked | {"text": {"format": form}}, "text.format.schema"),
+        (client.responses.create, asked | {"tools": flat_tools}, "tools[1].parameters"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            create(**options)
+        assert (caught.value.param, caught.value.code) == (param, "invalid_value")
+
+
+def test_schemas_are_bounded_all_together() -> None:
+    schema = {"enum": list(range(400))}
+    check_schemas((f"tools[{place}]", schema) for place in range(2))
+    with pytest.raises(ApiError, match=r"tools\[2\]: the schemas of a request"):
+        check_schemas((f"tools[{place}]", schema) for place in range(3))
 
 
 @pytest.mark.parametrize("seed", range(3))

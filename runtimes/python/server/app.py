@@ -125,16 +125,16 @@ class Service:
             return _EventStream(first, frames)
         return _json(await self._whole(work, endpoint.answer(body, work)))
 
-    async def _generate(self, work: Work) -> AsyncGenerator[list[Piece], None]:
+    async def _generate(self, work: Work, answer: Answer) -> AsyncGenerator[list[Piece], None]:
         """The pieces of a request as they come, within its time. Leaving the loop frees its slot.
 
         Raises:
-            ApiError: The request can't be served, takes too long, or the server stops.
+            ApiError: The request can't be served, takes too long or too much memory, or the server stops.
         """
         started = asyncio.get_running_loop().time()
         try:
             with self._scheduler.submit(partial(steps_of, work)) as job:
-                first = True
+                first, kept = True, 0
                 while True:
                     async with asyncio.timeout_at(started + self._settings.timeout_s):
                         pieces = await job.take()
@@ -143,13 +143,16 @@ class Service:
                     if first:
                         self._metrics.first(work, asyncio.get_running_loop().time() - started)
                         first = False
+                    kept += sum(map(weigh, pieces)) if answer.keeps else 0
+                    if kept > self._settings.max_reply_bytes:
+                        raise _too_large(self._settings.max_reply_bytes)
                     yield pieces
         except (EdgeKitError, StoppedError, TimeoutError) as error:
             raise _as_api_error(error, self._settings) from error
 
     async def _whole(self, work: Work, answer: Answer) -> dict[str, Any]:
         started = time.monotonic()
-        async with aclosing(self._generate(work)) as batches:
+        async with aclosing(self._generate(work, answer)) as batches:
             async for batch in batches:
                 for piece in batch:
                     _exhaust(answer.add(piece))
@@ -161,7 +164,7 @@ class Service:
         """The frames of a reply. What goes wrong before the first is raised, what comes later is told in a frame."""
         started, begun = time.monotonic(), False
         try:
-            async with aclosing(self._generate(work)) as batches:
+            async with aclosing(self._generate(work, answer)) as batches:
                 async for batch in batches:
                     opening = () if begun else answer.begin()
                     begun = True
@@ -185,6 +188,13 @@ def _exhaust(frames: Iterable[bytes]) -> None:
 
 def _json(body: object) -> Response:
     return Response(to_json(body), media_type="application/json")
+
+
+def _too_large(limit: int) -> ApiError:
+    message = (
+        f"the response takes over {limit:,} bytes: stream it, or ask for fewer tokens, replies or log-probabilities"
+    )
+    return ApiError(400, message, code="response_too_large")
 
 
 def _as_api_error(error: Exception, settings: Settings | None = None) -> ApiError:

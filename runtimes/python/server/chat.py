@@ -23,11 +23,14 @@ from .schemas import (
     MOST_TOOLS,
     Count,
     JsonFormat,
+    ObjectFormat,
+    PlainFormat,
     Request,
     StreamOptions,
     Strict,
     Tool,
     ToolChoice,
+    check_schemas,
     tool_options,
 )
 from .usage import Usage
@@ -35,18 +38,6 @@ from .usage import Usage
 __all__ = ["ChatCompletions"]
 
 DONE = b"data: [DONE]\n\n"
-
-
-class PlainFormat(Strict):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class ObjectFormat(Strict):
-    """Any JSON object."""
-
-    type: Literal["json_object"]
 
 
 class SchemaFormat(Strict):
@@ -75,6 +66,7 @@ class ChatRequest(Request):
 
     def options(self, temperature: float) -> dict[str, Any]:
         """As GenerateOptions has it."""
+        check_schemas(self._schemas())
         choice = self.tool_choice
         tools = [tool.model_dump(exclude_none=True) for tool in self.tools]
         return (
@@ -82,6 +74,12 @@ class ChatRequest(Request):
             | tool_options(tools, choice if choice is None or isinstance(choice, str) else choice.function.name)
             | {"max_tokens": self._limit(), "logprobs": self._alternatives(), "structure": self._structure()}
         )
+
+    def _schemas(self) -> Iterator[tuple[str, object]]:
+        if isinstance(self.response_format, SchemaFormat):
+            yield "response_format.json_schema.schema", self.response_format.json_schema.json_schema
+        for place, tool in enumerate(self.tools):
+            yield f"tools[{place}].function.parameters", tool.function.parameters
 
     def _limit(self) -> int | None:
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
@@ -147,6 +145,7 @@ class ChatAnswer:
         self.usage = Usage(work)
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
+        self.keeps = not request.stream
         self._choices = [_Choice() for _ in range(work.choices)]
 
     def begin(self) -> Iterator[bytes]:
@@ -166,12 +165,14 @@ class ChatAnswer:
         if chunk.text:
             delta["content"] = chunk.text
         if chunk.tool_calls:
-            start = len(choice.calls)
             delta["tool_calls"] = [
-                {"index": start + place} | call_json(call) for place, call in enumerate(chunk.tool_calls)
+                {"index": choice.count_of_calls + place} | call_json(call)
+                for place, call in enumerate(chunk.tool_calls)
             ]
+            choice.count_of_calls += len(chunk.tool_calls)
         logprobs = token_logprobs(self._work.model, chunk.logprobs) if self._logprobs else []
-        choice.extend(chunk.text, chunk.reasoning, [call_json(call) for call in chunk.tool_calls], logprobs)
+        if self.keeps:
+            choice.extend(chunk.text, chunk.reasoning, [call_json(call) for call in chunk.tool_calls], logprobs)
         if delta or logprobs:
             yield self._delta(piece.index, delta, logprobs=logprobs)
         if chunk.finish_reason is not None:
@@ -214,12 +215,13 @@ class ChatAnswer:
 
 
 class _Choice:
-    """One reply, put together."""
+    """One reply, put together where it is sent whole."""
 
     def __init__(self) -> None:
         self.begun = False
+        self.count_of_calls = 0
         self.finish_reason: str | None = None
-        self.calls: list[dict[str, Any]] = []
+        self._calls: list[dict[str, Any]] = []
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
@@ -227,20 +229,20 @@ class _Choice:
     def extend(self, text: str, reasoning: str, calls: list[dict[str, Any]], logprobs: list[dict[str, Any]]) -> None:
         self._text.append(text)
         self._reasoning.append(reasoning)
-        self.calls += calls
+        self._calls += calls
         self._logprobs += logprobs
 
     def to_json(self, index: int, with_logprobs: bool) -> dict[str, Any]:
         text, reasoning = "".join(self._text), "".join(self._reasoning)
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": text or (None if self.calls else ""),
+            "content": text or (None if self._calls else ""),
             "refusal": None,
         }
         if reasoning:
             message["reasoning_content"] = reasoning
-        if self.calls:
-            message["tool_calls"] = self.calls
+        if self._calls:
+            message["tool_calls"] = self._calls
         logprobs = {"content": self._logprobs, "refusal": None} if with_logprobs else None
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self.finish_reason}
 

@@ -84,6 +84,7 @@ class CompletionAnswer:
             "created": int(time.time()),
             "model": work.model.name,
         }
+        self.keeps = not request.stream
         self._choices = [_Choice() for _ in range(work.choices)]
 
     def begin(self) -> Iterator[bytes]:
@@ -106,7 +107,8 @@ class CompletionAnswer:
         choice.begun = True
         choice.length += len(text)
         part = {"index": piece.index, "text": text, "logprobs": rendered, "finish_reason": chunk.finish_reason}
-        choice.parts.append(part)
+        if self.keeps:
+            choice.parts.append(part)
         if text or chunk.finish_reason or logprobs:
             more = {"usage": None} if self._include_usage else {}
             if chunk.finish_reason is not None:
@@ -140,7 +142,7 @@ class CompletionAnswer:
 
 
 class _Choice:
-    """The parts of one reply."""
+    """The parts of one reply, where it is sent whole."""
 
     def __init__(self) -> None:
         self.begun = False

@@ -15,9 +15,13 @@ __all__ = ["Answer", "Endpoint", "frame"]
 
 
 class Answer(Protocol):
-    """Builds the response to one request from its pieces, streamed or whole."""
+    """Builds the response to one request from its pieces, streamed or whole.
+
+    `keeps` says that what the pieces bring is kept up to the end.
+    """
 
     usage: Usage
+    keeps: bool
 
     def begin(self) -> Iterable[bytes]:
         """The first frames of a stream."""

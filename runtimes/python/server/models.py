@@ -8,11 +8,9 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from edgekit.errors import EdgeKitError
 from edgekit.runtimes.engine import LoadedModel
-from edgekit.session import Chunk, FinishReason, GenerateOptions, Prompt
+from edgekit.session import Chunk, FinishReason, GenerateOptions, Prompt, TokenLogprob
 
 from .api_error import ApiError, from_edgekit
 
@@ -35,8 +33,7 @@ class ServedModel:
 
     def token_bytes(self, token: int) -> bytes:
         """What a token writes; it may be a part of a character."""
-        written: bytes = self.model.tokenizer_info.matching.decode_bytes([token])
-        return written
+        return self.model.tokenizer_info.token_bytes(token)
 
     def describe(self) -> dict[str, Any]:
         """As `/v1/models` lists it."""
@@ -94,24 +91,28 @@ def steps_of(work: Work) -> Iterator[Piece | None]:
         EdgeKitError: A reply fails on its way.
     """
     with closing(work.model.model.session()) as session:
+        scores: tuple[TokenLogprob, ...] = ()
         for index in range(work.choices):
-            prompt = work.prompts[index // work.n]
+            prompt, first = work.prompts[index // work.n], index % work.n == 0
             options = dict(work.options)
-            if work.n > 1 and options["seed"] is not None:
-                options["seed"] = _seed_of(options["seed"], index % work.n)
+            if first:
+                scores = ()
+            else:
+                options["prompt_logprobs"] = None  # those of the first reply are repeated
             try:
-                steps = session.steps(prompt, **options)
+                steps = session.steps(prompt, stream=index % work.n if work.n > 1 else None, **options)
             except EdgeKitError as error:
                 raise _refusal(error, work, prompt) from error
+            repeated = () if first else scores
             with closing(steps):
                 for chunk in _until_first_call(steps, session.cancel) if work.single_call else steps:
-                    yield None if chunk is None else Piece(index, chunk)
-
-
-def _seed_of(seed: int, index: int) -> int:
-    """As `Model.generate_many` draws: each reply has random numbers of its own."""
-    (state,) = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
-    return int(state)
+                    if chunk is None:
+                        yield None
+                        continue
+                    if first and chunk.prompt_logprobs:
+                        scores = chunk.prompt_logprobs
+                    yield Piece(index, replace(chunk, prompt_logprobs=repeated) if repeated else chunk)
+                    repeated = ()
 
 
 def _refusal(error: EdgeKitError, work: Work, prompt: Prompt) -> ApiError:

@@ -61,6 +61,7 @@ class ResponseAnswer:
 
     def __init__(self, request: ResponsesRequest, work: Work) -> None:
         self._work = work
+        self.keeps = True  # the last event of a stream repeats all
         self.usage = Usage(work)
         self._sequence = 0
         self._output: list[dict[str, Any]] = []
@@ -223,7 +224,7 @@ def _skeleton(request: ResponsesRequest, work: Work) -> dict[str, Any]:
         "tool_choice": request.tool_choice_json(),
         "tools": [tool.model_dump() for tool in request.tools],
         "top_p": request.top_p,
-        "truncation": request.truncation,
+        "truncation": "disabled" if work.options["context_policy"] == "error" else "auto",
         "usage": None,
         "metadata": request.metadata or {},
     }

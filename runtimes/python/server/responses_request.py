@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from edgekit.session import Message
+from edgekit.session import ContextPolicy, Message
 from edgekit.structure import JsonSchema, Structure
 
 from .api_error import ApiError
 from .messages import parse_arguments
-from .schemas import MOST_TOOLS, Count, Function, FunctionName, JsonFormat, Request, StreamOptions, Strict, tool_options
+from .schemas import (
+    MOST_TOOLS,
+    Count,
+    Function,
+    FunctionName,
+    JsonFormat,
+    ObjectFormat,
+    PlainFormat,
+    Request,
+    StreamOptions,
+    Strict,
+    check_schemas,
+    tool_options,
+)
 
 __all__ = ["ResponsesRequest", "to_messages"]
 
@@ -89,18 +103,6 @@ InputItem = Annotated[
 ]
 
 
-class PlainFormat(Strict):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class ObjectFormat(Strict):
-    """Any JSON object."""
-
-    type: Literal["json_object"]
-
-
 class SchemaFormat(JsonFormat):
     """What a JSON schema admits."""
 
@@ -150,11 +152,11 @@ class ResponsesRequest(Request):
 
     def options(self, temperature: float) -> dict[str, Any]:
         """As GenerateOptions has it."""
+        check_schemas(self._schemas())
         choice = self.tool_choice if isinstance(self.tool_choice, str) else self.tool_choice.name
-        policy = {"context_policy": "drop-oldest-turns"} if self.truncation == "auto" else {}
         return (
             self.sampling(temperature)
-            | policy
+            | {"context_policy": self._policy()}
             | tool_options([_chat_tool(tool) for tool in self.tools], choice)
             | {
                 "max_tokens": self.max_output_tokens,
@@ -162,6 +164,23 @@ class ResponsesRequest(Request):
                 "structure": self._structure(),
             }
         )
+
+    def _schemas(self) -> Iterator[tuple[str, object]]:
+        if isinstance(self.text.format, SchemaFormat):
+            yield "text.format.schema", self.text.format.json_schema
+        for place, tool in enumerate(self.tools):
+            yield f"tools[{place}].parameters", tool.parameters
+
+    def _policy(self) -> ContextPolicy:
+        """EdgeKit's own parameter says more than OpenAI's; where both are given, they must agree."""
+        if "context_policy" not in self.model_fields_set:
+            return "drop-oldest-turns" if self.truncation == "auto" else "error"
+        if "truncation" in self.model_fields_set and (self.truncation == "auto") != (self.context_policy != "error"):
+            message = (
+                f"truncation is {self.truncation!r}, but context_policy is {self.context_policy!r}: give one of them"
+            )
+            raise ApiError(400, message, code="invalid_value", param="truncation")
+        return self.context_policy
 
     def _structure(self) -> Structure | None:
         match self.text.format:

@@ -3,12 +3,12 @@
 Parameters that are accepted and change nothing, knowingly: `user`, `safety_identifier`, `metadata` (`/v1/responses` sends it
 back), `prompt_cache_key` and `prompt_cache_retention` (prefixes are cached anyway), `service_tier` (auto or default), `store`
 (false), `background` (false), `max_tool_calls` (it bounds OpenAI's own tools), `include_obfuscation` (false), `modalities`
-(text), `verbosity` (medium), `strict` (schemas are followed in any case), and null for any parameter.
+(text), `verbosity` (medium), `strict` of a format (it is followed in any case), and null for any parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
@@ -18,13 +18,30 @@ from pydantic_core import ErrorDetails
 from edgekit.structure import JsonSchema, Structure
 
 from .api_error import ApiError
+from .json_text import to_json
 
-__all__ = ["JsonFormat", "Request", "StreamOptions", "Strict", "Tool", "ToolChoice", "parse"]
+__all__ = [
+    "JsonFormat",
+    "ObjectFormat",
+    "PlainFormat",
+    "Request",
+    "StreamOptions",
+    "Strict",
+    "Tool",
+    "ToolChoice",
+    "check_schemas",
+    "parse",
+]
 
 LARGEST_N = 128
 MOST_STOPS = 64
 MOST_TOOLS = 128
 RESERVED_NAMES = ("auto", "none", "required")
+
+
+MOST_SCHEMA_BYTES = 65_536
+MOST_SCHEMA_ENTRIES = 1_000
+_COUNTED = ("properties", "patternProperties", "enum", "anyOf", "oneOf", "allOf", "prefixItems")
 
 
 class Strict(BaseModel):
@@ -105,13 +122,25 @@ class JsonFormat(Strict):
         return JsonSchema(self.json_schema)
 
 
+class PlainFormat(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
 class Function(Strict):
     """A function that the model may call."""
 
     name: Annotated[str, Field(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: bool | None = None  # false: what can't be enforced of the parameters is left out, else it is an error
 
 
 class Tool(Strict):
@@ -154,6 +183,39 @@ def tool_options(tools: list[dict[str, Any]], choice: str | None) -> dict[str, A
         message = f"tool_choice is {choice!r}, but the tools are {', '.join(names) or 'none'}"
         raise ApiError(400, message, code="invalid_value", param="tool_choice")
     return {"tools": tuple(tools), "tool_choice": choice or "auto"} if tools else {}
+
+
+def check_schemas(schemas: Iterable[tuple[str, object]]) -> None:
+    """Bound what a request's JSON schemas cost: they are compiled in the thread that computes for everybody.
+
+    Args:
+        schemas: Parameters' names, and their schemas.
+
+    Raises:
+        ApiError: All together are too large; it names the schema with which they become so.
+    """
+    size = entries = 0
+    for param, schema in schemas:
+        size += len(to_json(schema))
+        entries += _count_entries(schema)
+        if size > MOST_SCHEMA_BYTES or entries > MOST_SCHEMA_ENTRIES:
+            message = (
+                f"{param}: the schemas of a request may have {MOST_SCHEMA_BYTES:,} bytes of JSON and "
+                f"{MOST_SCHEMA_ENTRIES:,} properties, values and alternatives"
+            )
+            raise ApiError(400, message, code="invalid_value", param=param)
+
+
+def _count_entries(schema: object) -> int:
+    count, rest = 0, [schema]
+    while rest:
+        place = rest.pop()
+        if isinstance(place, dict):
+            count += sum(len(place[name]) for name in _COUNTED if isinstance(place.get(name), dict | list))
+            rest += place.values()
+        elif isinstance(place, list):
+            rest += place
+    return count
 
 
 _Body = TypeVar("_Body", bound=BaseModel)

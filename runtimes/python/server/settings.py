@@ -18,6 +18,8 @@ class Settings:
         timeout_s: Longest life of a request, from its whole body to its last token.
         max_body_bytes: Of one request.
         body_timeout_s: To receive a body.
+        max_reply_bytes: Of what is kept of a request's replies up to their end, about: text, and log-probabilities above all.
+            Streams keep nothing but those of `/v1/responses`, whose last event repeats all.
         buffer_bytes: Of a reply that its client has not read yet; a fuller one waits for its client.
         stall_s: A connection that takes nothing for this long is closed; so is one that sends half a request head.
         grace_s: For running requests when the server is told to stop.
@@ -32,6 +34,7 @@ class Settings:
     timeout_s: float = 600.0
     max_body_bytes: int = 1_000_000
     body_timeout_s: float = 30.0
+    max_reply_bytes: int = 64_000_000
     buffer_bytes: int = 1_000_000
     stall_s: float = 30.0
     grace_s: float = 10.0

@@ -51,7 +51,16 @@ def suite() -> dict[str, Any]:
     taken = [_case(name, value, {"accepted": True}) for name, values in TAKEN.items() for value in values]
     refused = [_case(name, value, {"error": "GenerationError"}) for name, values in REFUSED.items() for value in values]
     none: dict[str, Any] = {"name": "no option", "options": {}, "expect": {"accepted": True}}
-    return {"suite": "options", "version": 1, "cases": [none, *taken, *refused]}
+    longer: dict[str, Any] = {"min_tokens": 9, "max_tokens": 8}
+    pairs: list[dict[str, Any]] = [
+        {
+            "name": "min_tokens as many as max_tokens",
+            "options": longer | {"max_tokens": 9},
+            "expect": {"accepted": True},
+        },
+        {"name": "min_tokens over max_tokens", "options": longer, "expect": {"error": "GenerationError"}},
+    ]
+    return {"suite": "options", "version": 1, "cases": [none, *taken, *refused, *pairs]}
 
 
 def _case(name: str, value: Any, expect: dict[str, Any]) -> dict[str, Any]:
