@@ -9,7 +9,7 @@ A scheme is one of the named recipes, or a TOML file:
 
     [[overrides]]           # later ones win
     roles = ["down", "output"]
-    layers = "edges"        # "all" (default), or the first and last eighth of the layers
+    layers = "edges"        # "all" (default), the first and last eighth ("edges"), or the first and the last one ("ends")
     bits = 8
 """
 
@@ -25,7 +25,7 @@ from edgekit.errors import PlanError, UnsupportedError
 
 __all__ = ["RECIPES", "LayerSelection", "Override", "QuantScheme", "WeightFormat", "load_scheme"]
 
-LayerSelection: TypeAlias = Literal["all", "edges"]
+LayerSelection: TypeAlias = Literal["all", "edges", "ends"]
 Rounding: TypeAlias = Literal["nearest", "gptq"]
 ROLES = ("embedding", "head", "qkv", "output", "gate_up", "down")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -95,10 +95,11 @@ class QuantScheme:
     def format_of(self, role: str, layer: int | None, layers: int) -> WeightFormat:
         """The format of a role; `layer` is None for embedding and head."""
         chosen = self.format
-        edge = max(layers // EDGE_FRACTION, 1)
+        widths = {"all": layers, "edges": max(layers // EDGE_FRACTION, 1), "ends": 1}
         for override in self.overrides:
-            at_edge = layer is not None and (layer < edge or layer >= layers - edge)
-            if role in override.roles and (override.layers == "all" or at_edge):
+            width = widths[override.layers]
+            selected = override.layers == "all" or (layer is not None and min(layer, layers - 1 - layer) < width)
+            if role in override.roles and selected:
                 chosen = override.format
         return chosen
 
@@ -134,8 +135,8 @@ RECIPES: Mapping[str, QuantScheme] = {
         QuantScheme("int4-symmetric-block128", WeightFormat(4, 128)),
         QuantScheme(
             "int4-mixed",
-            replace(_INT4, block_size=64),
-            overrides=(Override(("down",), _INT8, "edges"),),  # the outliers of the first and last layers
+            WeightFormat(4, 128),  # the fastest blocks: calibration makes up for their length
+            overrides=(Override(("down",), _INT8, "ends"),),  # the worst outliers
             rounding="gptq",
         ),
     )
@@ -178,8 +179,8 @@ def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
         roles, layers = item.pop("roles", []), item.pop("layers", "all")
         if not isinstance(roles, list) or not roles or not all(role in ROLES for role in roles):
             raise PlanError(f"{path}: roles is {roles!r}", hint=f"name some of {', '.join(ROLES)}")
-        if layers not in ("all", "edges"):
-            raise PlanError(f"{path}: layers is {layers!r}", hint='use "all" or "edges"')
+        if layers not in ("all", "edges", "ends"):
+            raise PlanError(f"{path}: layers is {layers!r}", hint='use "all", "edges" or "ends"')
         overrides.append(Override(tuple(roles), _format_from(item, base, path), layers))
     if len({form.bits == 16 for form in (base, *(override.format for override in overrides))}) > 1:
         raise PlanError(f"{path}: 16 bits can't be mixed with others", hint="use 32 for what stays in floats")

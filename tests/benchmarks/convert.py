@@ -220,8 +220,10 @@ def conversion(source: Path, work: Path, peers_python: str | None, rounds: int) 
     """Time the conversions."""
     bundle, folder = work / "timed.edgekit", work / "timed-genai"
     commands = {
-        "edgekit int4-mixed": edgekit_command(source, bundle, "int4-mixed", "--no-verify"),
-        "edgekit int4-mixed, verified": edgekit_command(source, bundle, "int4-mixed"),
+        "edgekit int4": edgekit_command(source, bundle, "int4", "--no-verify"),
+        "edgekit int8": edgekit_command(source, bundle, "int8", "--no-verify"),
+        "edgekit int8, verified": edgekit_command(source, bundle, "int8"),
+        "edgekit int4-mixed, calibrated": edgekit_command(source, bundle, "int4-mixed", "--no-verify"),
     }
     missing = {}
     try:

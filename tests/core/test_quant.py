@@ -127,6 +127,14 @@ def test_sizes_count_scales_zero_points_and_padding(
     assert form.size_bytes(rows, columns) == size_bytes
 
 
+@pytest.mark.parametrize(("layers", "ends"), [(1, {0}), (3, {0, 2}), (30, {0, 29})])
+def test_ends_are_the_first_and_last_layer(layers: int, ends: set[int]) -> None:
+    plain, wide = WeightFormat(4, 32), WeightFormat(8, 32)
+    scheme = QuantScheme("x", plain, (Override(("down",), wide, "ends"),))
+    assert {layer for layer in range(layers) if scheme.format_of("down", layer, layers) == wide} == ends
+    assert scheme.format_of("embedding", None, layers) == plain
+
+
 @pytest.mark.parametrize(
     ("layers", "edges"), [(3, {0, 2}), (8, {0, 7}), (16, {0, 1, 14, 15}), (1, {0}), (30, {0, 1, 2, 27, 28, 29})]
 )

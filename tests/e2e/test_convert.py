@@ -69,7 +69,9 @@ def test_fp16_is_labelled_for_what_it_is(tiny_model: Any, tmp_path: Path) -> Non
 def test_calibrated_rounding_costs_less_quality(tiny_model: Any, tmp_path: Path) -> None:
     """The same blocks, rounded to nearest and by what the weights see."""
     recipe = tmp_path / "plain.toml"
-    recipe.write_text('bits = 4\nblock_size = 64\n[[overrides]]\nroles = ["down"]\nlayers = "edges"\nbits = 8\n')
+    blocks = "bits = 4\nblock_size = 128\nsymmetric = true\n"
+    ends = '[[overrides]]\nroles = ["down"]\nlayers = "ends"\nbits = 8\nblock_size = 64\nsymmetric = false\n'
+    recipe.write_text(blocks + ends, encoding="utf-8")
     calibrated, plain = (
         edgekit.convert(tiny_model("llama"), target=TARGET, quant=quant, out=tmp_path / f"{number}.edgekit")
         for number, quant in enumerate(("int4-mixed", str(recipe)))
