@@ -15,7 +15,7 @@ from edgekit.graph import Graph
 
 __all__ = ["OnnxRuntimeBackend"]
 
-FIRST_CAPACITY = 256
+FIRST_CAPACITY = 512
 _QUIET = 3  # ONNX Runtime's severity "error": its warnings are for the program's author
 
 

@@ -162,8 +162,8 @@ class Constraint:
                 self._bytes[:] = pack_tokens(valid, len(self._bytes))
 
     def _dead_end(self) -> GenerationError:
-        reason = self._matcher.stop_reason()
-        if reason in {"ParserTooComplex", "LexerTooComplex", "InternalError"}:
+        complaint = f"{self._matcher.stop_reason()} {self._matcher.get_error()}"
+        if any(limit in complaint for limit in ("TooComplex", "items; max is")):
             return GenerationError(
                 f"{self._grammar.name} is too complex to follow", hint="use fewer alternatives and smaller bounds"
             )
