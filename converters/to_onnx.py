@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgekit.config import ModelConfig
 from edgekit.graph import Graph
 from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
@@ -53,15 +54,10 @@ def export(
     )
     program = emitted.builder.model(config.model_type).SerializeToString(deterministic=True)
     (folder / PROGRAM).write_bytes(program)
-    inputs = dict(INPUTS)
-    if config.longrope_switch:
-        inputs["rope_length"] = ROPE_LENGTH
-    if config.positions(plan.context):
-        inputs["first_position"] = FIRST_POSITION
     return Graph(
         format="onnx",
         files=(f"onnx/{PROGRAM}", f"onnx/{WEIGHTS}"),
-        inputs=inputs,
+        inputs=_inputs(config, plan.context),
         outputs=OUTPUTS,
         cache=cache_layout(config, bits),
         vocab_size=config.vocab_size,
@@ -70,3 +66,13 @@ def export(
         window=config.window,
         positions=config.positions(plan.context),
     )
+
+
+def _inputs(config: ModelConfig, context: int) -> dict[str, str]:
+    """The program's inputs by meaning."""
+    inputs = dict(INPUTS)
+    if config.longrope_switch:
+        inputs["rope_length"] = ROPE_LENGTH
+    if config.positions(context):
+        inputs["first_position"] = FIRST_POSITION
+    return inputs

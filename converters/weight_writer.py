@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,9 @@ class _Written:
     stored_bytes: int
 
 
+_Write: TypeAlias = Callable[[_Chunk, RoundingGuide | None], _Written]
+
+
 def write_weights(
     path: Path,
     emitted: EmittedDecoder,
@@ -86,25 +90,13 @@ def write_weights(
         plan, regions = weights[chunk.role], emitted.weights[chunk.role]
         return _write_chunk(file, chunk, plan, regions, guide, config.norm_offset)
 
-    def write_all() -> Iterator[_Written]:
-        waiting = dict.fromkeys(emitted.weights)
-        for some in guides:
-            yield from _in_parallel(write, ((c, some[role]) for role in some for c in _chunks_of(role, parts[role])))
-            for role in some:
-                del waiting[role]
-            del some  # gone before the next are made: they take memory
-        yield from _in_parallel(write, ((c, None) for role in waiting for c in _chunks_of(role, parts[role])))
-
     # numpy's own threads would only wait for each other inside of ours, and guides must not depend on their number
     limit = threadpool_limits(1, user_api="blas") if guides else nullcontext()
     try:
         with limit, _RegionFile(path, total_bytes) as file:
-            for rope, tables in emitted.tables.items():
-                shape = tables[0].shape[0] // (2 if rope.long_factors else 1)
-                for region, table in zip(tables, rope_tables(rope, shape), strict=True):
-                    file.write_rows(region, 0, table.astype(_float_type(region)))
+            _write_rope_tables(file, emitted)
             written, done = [], 0
-            for result in write_all():
+            for result in _write_all(write, emitted, parts, guides):
                 written.append(result)
                 done += result.stored_bytes
                 if on_progress:
@@ -113,6 +105,29 @@ def write_weights(
         what = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise ConversionError(f"{path.name} can't be written: {what}", hint="free some space, or use --out") from error
     return _reports(written, emitted, weights, parts)
+
+
+def _write_rope_tables(file: _RegionFile, emitted: EmittedDecoder) -> None:
+    for rope, tables in emitted.tables.items():
+        positions = tables[0].shape[0] // (2 if rope.long_factors else 1)
+        for region, table in zip(tables, rope_tables(rope, positions), strict=True):
+            file.write_rows(region, 0, table.astype(_float_type(region)))
+
+
+def _write_all(
+    write: _Write,
+    emitted: EmittedDecoder,
+    parts: Mapping[str, tuple[Tensor, ...]],
+    guides: Iterable[Mapping[str, RoundingGuide]],
+) -> Iterator[_Written]:
+    """Write what the guides are for as they come, then all else."""
+    waiting = dict.fromkeys(emitted.weights)
+    for some in guides:
+        yield from _in_parallel(write, ((c, some[role]) for role in some for c in _chunks_of(role, parts[role])))
+        for role in some:
+            del waiting[role]
+        del some  # gone before the next are made: they take memory
+    yield from _in_parallel(write, ((c, None) for role in waiting for c in _chunks_of(role, parts[role])))
 
 
 def _check_space(path: Path, size_bytes: int) -> None:
@@ -199,9 +214,7 @@ def _float_type(region: Region) -> type[np.floating]:
     return np.float16 if region.item_bytes == 2 else np.float32
 
 
-def _in_parallel(
-    work: Callable[[_Chunk, RoundingGuide | None], _Written], items: Iterable[tuple[_Chunk, RoundingGuide | None]]
-) -> Iterator[_Written]:
+def _in_parallel(work: _Write, items: Iterable[tuple[_Chunk, RoundingGuide | None]]) -> Iterator[_Written]:
     """Results as they come; at most one chunk waits for each thread, so that an error or Ctrl-C ends it at once."""
     threads = min(os.cpu_count() or 1, MOST_THREADS)
     with ThreadPoolExecutor(threads) as pool:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from convert import CommandError, add_common_arguments, print_table, workspace
-from peers import Contender, Prompt, Timing, Worker, WorkerError
+from peers import Contender, Prompt, Timing, Worker, take_turns
 from plot import write_bars
 from sessions import measure_memory, measure_turns
 from speed import contenders
@@ -88,18 +88,10 @@ def measure_engine(contender: Contender, prompts: Prompts, new: int, threads: in
 
 def measure_engines(ready: Sequence[Contender], prompts: Prompts, arguments: argparse.Namespace) -> dict[str, Row]:
     """All rounds of all engines; medians, or why one did not run."""
-    runs: dict[str, list[Row]] = {contender.name: [] for contender in ready}
-    failed: dict[str, Row] = {}
-    for turn in range(arguments.rounds):
-        for contender in ready:
-            if contender.name in failed:
-                continue
-            print(f"round {turn + 1} of {arguments.rounds}: {contender.name}", file=sys.stderr)
-            try:
-                runs[contender.name].append(measure_engine(contender, prompts, arguments.new, arguments.threads))
-            except WorkerError as error:
-                failed[contender.name] = {"error": str(error)}
-    return {name: failed.get(name) or _medians(rows) for name, rows in runs.items()}
+    runs, failed = take_turns(
+        ready, arguments.rounds, lambda contender: measure_engine(contender, prompts, arguments.new, arguments.threads)
+    )
+    return {c.name: failed[c.name] if c.name in failed else _medians(runs[c.name]) for c in ready}
 
 
 def _medians(rows: Sequence[Row]) -> Row:

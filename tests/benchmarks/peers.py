@@ -17,16 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Logits = npt.NDArray[np.float32]
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +359,25 @@ def main(name: str, artifact: str, threads: str, context: str) -> None:
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def take_turns(
+    contenders: Sequence[Contender], rounds: int, measure: Callable[[Contender], Row]
+) -> tuple[dict[str, list[Row]], dict[str, dict[str, str]]]:
+    """Measure each once a round; the rounds of those that ran, and why others did not."""
+    runs: dict[str, list[Row]] = {contender.name: [] for contender in contenders}
+    failed: dict[str, dict[str, str]] = {}
+    for turn in range(rounds):
+        for contender in contenders:
+            if contender.name in failed:
+                continue
+            print(f"round {turn + 1} of {rounds}: {contender.name}", file=sys.stderr)
+            try:
+                runs[contender.name].append(measure(contender))
+            except WorkerError as error:
+                failed[contender.name] = {"error": str(error)}
+                del runs[contender.name]
+    return runs, failed
 
 
 if __name__ == "__main__":

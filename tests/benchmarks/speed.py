@@ -32,7 +32,7 @@ from convert import (
     workspace,
     write_gguf,
 )
-from peers import Contender, Prompt, Worker, WorkerError
+from peers import Contender, Prompt, Worker, take_turns
 
 PASSAGE = """The lighthouse stood at the end of a long stone pier, and for most of the year nobody walked out to it. In
 winter the waves came over the wall and froze on the railings. The keeper had lived there for eleven years. He kept a
@@ -119,22 +119,17 @@ def measure(contender: Contender, prompt: Prompt, new: int, threads: int) -> dic
 
 def measure_all(ready: list[Contender], prompt: Prompt, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """All rounds: medians and ranges of every engine, or why it did not run."""
-    runs: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in ready}
+    runs, failed = take_turns(
+        ready, arguments.rounds, lambda contender: measure(contender, prompt, arguments.new, arguments.threads)
+    )
     rows: dict[str, dict[str, Any]] = {}
-    for turn in range(arguments.rounds):
-        for contender in ready:
-            if contender.name in rows:
-                continue
-            print(f"round {turn + 1} of {arguments.rounds}: {contender.name}", file=sys.stderr)
-            try:
-                runs[contender.name].append(measure(contender, prompt, arguments.new, arguments.threads))
-            except WorkerError as error:
-                rows[contender.name] = {"error": str(error)}
     for contender in ready:
-        if contender.name not in rows:
-            values = {key: [run[key] for run in runs[contender.name]] for key in MEASURES}
-            spread = {key: {"median": statistics.median(v), "min": min(v), "max": max(v)} for key, v in values.items()}
-            rows[contender.name] = {**spread, "engine": contender.engine, "file_bytes": contender.file_bytes}
+        if contender.name in failed:
+            rows[contender.name] = dict(failed[contender.name])
+            continue
+        values = {key: [run[key] for run in runs[contender.name]] for key in MEASURES}
+        spread = {key: {"median": statistics.median(v), "min": min(v), "max": max(v)} for key, v in values.items()}
+        rows[contender.name] = {**spread, "engine": contender.engine, "file_bytes": contender.file_bytes}
     return rows
 
 

@@ -53,3 +53,16 @@ def transformers_greedy() -> Callable[[Path, list[int], int], list[int]]:
         return [int(token) for token in found[0, len(prompt) :] if token != 257]
 
     return generate
+
+
+@pytest.fixture(scope="session")
+def long_rope_bundle(converted: Any) -> Path:
+    """A phi3 whose rotation changes past 32 tokens."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0 + 0.1 * index for index in range(8)],
+        "long_factor": [1.5 + 0.7 * index for index in range(8)],
+    }
+    bundle: Path = converted("phi3", rope_parameters=rope, original_max_position_embeddings=32)
+    return bundle

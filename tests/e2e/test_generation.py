@@ -316,15 +316,8 @@ def test_many_replies_repeat_the_prompts_logprobs(llama: LoadedModel) -> None:
     assert len(replies[0].prompt_logprobs) == replies[0].stats.prompt_tokens - 1
 
 
-def test_many_replies_across_the_rotary_switch(converted: Any) -> None:
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0 + 0.1 * index for index in range(8)],
-        "long_factor": [1.5 + 0.7 * index for index in range(8)],
-    }
-    bundle = converted("phi3", rope_parameters=rope, original_max_position_embeddings=32)
-    with edgekit.load(bundle, threads=1, session_cache_bytes=0) as model:
+def test_many_replies_across_the_rotary_switch(long_rope_bundle: Path) -> None:
+    with edgekit.load(long_rope_bundle, threads=1, session_cache_bytes=0) as model:
         one = model.generate("ab" * 12, raw=True, max_tokens=30)
         assert all(reply.tokens == one.tokens for reply in model.generate_many("ab" * 12, 3, raw=True, max_tokens=30))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -142,15 +143,11 @@ def test_many_threads_share_one_prefix(model: LoadedModel, fresh: LoadedModel) -
     assert [found[place] for place in range(len(questions))] == expected
 
 
-def test_long_rotation_is_not_shared_with_short(converted: Any) -> None:
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0 + 0.1 * index for index in range(8)],
-        "long_factor": [1.5 + 0.7 * index for index in range(8)],
-    }
-    bundle = converted("phi3", rope_parameters=rope, original_max_position_embeddings=32)
-    with edgekit.load(bundle, threads=1) as model, edgekit.load(bundle, threads=1, session_cache_bytes=0) as fresh:
+def test_long_rotation_is_not_shared_with_short(long_rope_bundle: Path) -> None:
+    with (
+        edgekit.load(long_rope_bundle, threads=1) as model,
+        edgekit.load(long_rope_bundle, threads=1, session_cache_bytes=0) as fresh,
+    ):
         model.generate("ab" * 12, raw=True, max_tokens=2)
         reply = model.generate("ab" * 20, raw=True, max_tokens=4)
         assert reply.stats.cached_tokens == 0
