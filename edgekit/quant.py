@@ -18,18 +18,36 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from edgekit.errors import PlanError, UnsupportedError
 
-__all__ = ["RECIPES", "LayerSelection", "Override", "QuantScheme", "WeightFormat", "load_scheme"]
+__all__ = ["RECIPES", "CacheFormat", "LayerSelection", "Override", "QuantScheme", "WeightFormat", "load_scheme"]
 
 LayerSelection: TypeAlias = Literal["all", "edges", "ends"]
 Rounding: TypeAlias = Literal["nearest", "gptq"]
 ROLES = ("embedding", "head", "qkv", "output", "gate_up", "down")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 EDGE_FRACTION = 8  # an edge is this fraction of the layers, at either end
+
+
+class CacheFormat(StrEnum):
+    """How keys and values are kept: floats, or 8-bit integers with one fixed float32 scale for each channel."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+
+    @property
+    def element_bytes(self) -> int:
+        """Size of one key's or value's element."""
+        return {"float32": 4, "float16": 2, "int8": 1}[self.value]
+
+    def scale_bytes(self, channels: int) -> int:
+        """Size of the scales, once for all tokens; `channels`: 2 * layers * kv_heads * head_dim."""
+        return 4 * channels if self is CacheFormat.INT8 else 0
 
 
 @dataclass(frozen=True, slots=True)

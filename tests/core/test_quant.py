@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import EdgeKitError, PlanError, UnsupportedError
-from edgekit.quant import BLOCK_SIZES, RECIPES, ROLES, Override, QuantScheme, WeightFormat, load_scheme
+from edgekit.quant import BLOCK_SIZES, RECIPES, ROLES, CacheFormat, Override, QuantScheme, WeightFormat, load_scheme
 
 
 def recipe(tmp_path: Path, text: str) -> str:
@@ -154,3 +154,11 @@ def test_later_overrides_win() -> None:
 
 def test_block_sizes_are_those_the_operators_take() -> None:
     assert BLOCK_SIZES == (16, 32, 64, 128, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "element_bytes", "scale_bytes"), [("float32", 4, 0), ("float16", 2, 0), ("int8", 1, 400)]
+)
+def test_cache_formats_are_named_and_sized(name: str, element_bytes: int, scale_bytes: int) -> None:
+    form = CacheFormat(name)
+    assert (str(form), form.element_bytes, form.scale_bytes(100)) == (name, element_bytes, scale_bytes)
