@@ -141,7 +141,7 @@ def make_plan(
         scheme=scheme,
         context=chosen_context,
         threads=target.threads,
-        accuracy_level=4 if target.int8_activations and scheme.quantized else 0,
+        accuracy_level=4 if target.cpu.int8_activations and scheme.quantized else 0,
         weights=weights,
         memory=memory,
         speed=_speed(config, target, weights),
@@ -168,7 +168,7 @@ def _choose_scheme(source: Source, target: Target, notes: list[str]) -> QuantSch
         return RECIPES["keep"]
     weights = _plan_weights(source, RECIPES["int8"], [])
     size_bytes, speed = _weights_bytes(weights), _speed(source.config, target, weights)
-    if size_bytes <= AUTO_MEMORY_PART * target.app_memory_bytes and speed.decode_tokens_per_s > AUTO_TOKENS_PER_S:
+    if size_bytes <= AUTO_MEMORY_PART * target.memory.app_bytes and speed.decode_tokens_per_s > AUTO_TOKENS_PER_S:
         return RECIPES["int8"]
     notes.append(
         f"auto: int4-mixed, since 8 bits would take {size_bytes / 1e6:,.0f} MB and decode about "
@@ -245,7 +245,7 @@ def _choose_context(
             )
         return asked
     context = default = min(config.context, DEFAULT_CONTEXT)
-    while context > 512 and _memory(config, target, weights, context).total_bytes > target.app_memory_bytes:
+    while context > 512 and _memory(config, target, weights, context).total_bytes > target.memory.app_bytes:
         context //= 2
     if context < default:
         notes.append(f"context {context} instead of {default}, so that the cache fits beside the weights")
@@ -266,13 +266,13 @@ def _memory(config: ModelConfig, target: Target, weights: Mapping[str, WeightPla
         "activations_bytes": 4 * (min(context, PREFILL_CHUNK) * widest + 2 * config.vocab_size),
         "runtime_bytes": RUNTIME_BYTES,
     }
-    return MemoryPlan(**lines, total_bytes=sum(lines.values()), budget_bytes=target.app_memory_bytes)
+    return MemoryPlan(**lines, total_bytes=sum(lines.values()), budget_bytes=target.memory.app_bytes)
 
 
 def _speed(config: ModelConfig, target: Target, weights: Mapping[str, WeightPlan]) -> SpeedPlan:
     """Decode reads every weight once a token, but of an untied embedding only one row; prefill is bound by arithmetic."""
     read = {role: weight for role, weight in weights.items() if role != "embedding" or config.tied_embeddings}
     multiplied = sum(prod(weight.shape) for role, weight in read.items() if role not in {"embedding", "head"})
-    decode = DECODE_EFFICIENCY * target.bandwidth_bytes_per_s / _weights_bytes(read)
-    prefill = PREFILL_EFFICIENCY * target.int8_ops_per_s / (2 * max(multiplied, 1))
+    decode = DECODE_EFFICIENCY * target.memory.bandwidth_bytes_per_s / _weights_bytes(read)
+    prefill = PREFILL_EFFICIENCY * target.cpu.int8_ops_per_s / (2 * max(multiplied, 1))
     return SpeedPlan(round(decode, 1), round(prefill, 1), "modelled from the target's bandwidth and int8 rate")

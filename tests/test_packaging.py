@@ -56,7 +56,7 @@ def test_wheel_holds_our_package_only(tmp_path: Path) -> None:
         names = [name for name in wheel.namelist() if ".dist-info/" not in name]
     assert {name.partition("/")[0] for name in names} == {"edgekit"}
     assert "edgekit/py.typed" in names
-    profiles = {f"edgekit/targets/{path.name}" for path in (ROOT / "targets").glob("*.toml")}
+    profiles = {f"edgekit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "targets").rglob("*.toml")}
     assert profiles == {name for name in names if name.endswith(".toml")}
     modules = {
         f"{package.replace('.', '/')}/{path.name}"

@@ -100,8 +100,9 @@ def test_plan_of_known_models(target: str, config: ModelConfig, quant: str, fits
 # ---- auto ----
 
 
-def device(**changes: Any) -> Target:
-    return replace(LINUX, **changes)
+def device(*, int8: bool = True, formats: tuple[Any, ...] = LINUX.formats, **memory: int) -> Target:
+    cpu = LINUX.cpu if int8 else replace(LINUX.cpu, instruction_sets=("neon",))
+    return replace(LINUX, memory=replace(LINUX.memory, **memory), cpu=cpu, formats=formats)
 
 
 def weights_of(quant: str) -> int:
@@ -110,8 +111,8 @@ def weights_of(quant: str) -> int:
 
 def test_auto_takes_8_bits_up_to_its_part_of_the_memory() -> None:
     enough = round(weights_of("int8") / AUTO_MEMORY_PART) + 1
-    assert make_plan(source_of(SMOLLM2_135M), device(app_memory_bytes=enough)).quant == "int8"
-    smaller = make_plan(source_of(SMOLLM2_135M), device(app_memory_bytes=enough - 100))
+    assert make_plan(source_of(SMOLLM2_135M), device(app_bytes=enough)).quant == "int8"
+    smaller = make_plan(source_of(SMOLLM2_135M), device(app_bytes=enough - 100))
     assert smaller.quant == "int4-mixed"
     assert smaller.notes[0].startswith("auto: int4-mixed, since 8 bits would take")
 
@@ -119,7 +120,7 @@ def test_auto_takes_8_bits_up_to_its_part_of_the_memory() -> None:
 def test_auto_takes_4_bits_where_8_would_decode_too_slowly() -> None:
     speed = make_plan(source_of(SMOLLM2_135M), LINUX, quant="int8").speed.decode_tokens_per_s
     for factor, quant in ((1.1, "int8"), (0.9, "int4-mixed")):
-        bandwidth = round(LINUX.bandwidth_bytes_per_s * AUTO_TOKENS_PER_S / speed * factor)
+        bandwidth = round(LINUX.memory.bandwidth_bytes_per_s * AUTO_TOKENS_PER_S / speed * factor)
         assert make_plan(source_of(SMOLLM2_135M), device(bandwidth_bytes_per_s=bandwidth)).quant == quant
 
 
@@ -148,14 +149,14 @@ def test_asked_context_is_kept_even_where_it_does_not_fit() -> None:
 
 def test_context_is_reduced_with_a_note_until_it_fits() -> None:
     roomy = make_plan(source_of(SMOLLM2_135M), LINUX, quant="int8")
-    tight = device(app_memory_bytes=roomy.memory.total_bytes - 1)
+    tight = device(app_bytes=roomy.memory.total_bytes - 1)
     plan = make_plan(source_of(SMOLLM2_135M), tight, quant="int8")
     assert (plan.context, plan.fits) == (DEFAULT_CONTEXT // 2, "yes")
     assert plan.notes == (f"context 2048 instead of {DEFAULT_CONTEXT}, so that the cache fits beside the weights",)
 
 
 def test_weights_that_never_fit_are_planned_with_the_numbers() -> None:
-    plan = make_plan(source_of(LLAMA_8B), device(app_memory_bytes=1_000_000_000), quant="int8")
+    plan = make_plan(source_of(LLAMA_8B), device(app_bytes=1_000_000_000), quant="int8")
     assert (plan.fits, plan.context) == ("no", 512)
     assert f"needs {plan.memory.total_bytes / 1e6:,.0f} MB" in plan.notes[-1]
     assert plan.to_json()["fits"] == "no"
@@ -199,7 +200,7 @@ def test_no_note_where_nothing_departs() -> None:
 
 @pytest.mark.parametrize(("level", "int8", "quant"), [(4, True, "int8"), (0, False, "int8"), (0, True, "fp32")])
 def test_int8_multiplication_is_for_blocks_on_targets_that_have_it(level: int, int8: bool, quant: str) -> None:
-    plan = make_plan(source_of(SMOLLM2_135M), device(int8_activations=int8), quant=quant)
+    plan = make_plan(source_of(SMOLLM2_135M), device(int8=int8), quant=quant)
     assert plan.accuracy_level == level
 
 
@@ -313,7 +314,7 @@ def test_decode_is_faster_with_fewer_bytes_and_more_bandwidth() -> None:
     source = source_of(LLAMA_1B)
     slow, fast = (make_plan(source, LINUX, quant=quant).speed for quant in ("int8", "int4"))
     assert fast.decode_tokens_per_s > slow.decode_tokens_per_s
-    twice = make_plan(source, device(bandwidth_bytes_per_s=2 * LINUX.bandwidth_bytes_per_s), quant="int8").speed
+    twice = make_plan(source, device(bandwidth_bytes_per_s=2 * LINUX.memory.bandwidth_bytes_per_s), quant="int8").speed
     assert twice.decode_tokens_per_s == pytest.approx(2 * slow.decode_tokens_per_s, rel=0.02)
 
 
