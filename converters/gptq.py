@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgekit.quant import WeightFormat
 
-from .quantize import Floats, QuantizedRows, fit_blocks, pack
+from .quantize import Floats, QuantizedRows, fit_blocks
 
 __all__ = ["RoundingGuide", "make_guide", "quantize_guided"]
 
@@ -27,7 +27,11 @@ DAMPING = 0.01
 # Of the mean second moment: a block whose columns no text lit up still takes the scale that suits its weights.
 SMALLEST_IMPORTANCE = 1e-6
 # Ranges tried for each block, as parts of its own.
-_RANGES = {4: tuple(np.linspace(1.05, 0.75, 13).tolist()), 8: (1.0, 1.003, 0.997)}
+_RANGES = {
+    2: tuple(np.linspace(1.0, 0.5, 13).tolist()),
+    4: tuple(np.linspace(1.05, 0.75, 13).tolist()),
+    8: (1.0, 1.003, 0.997),
+}
 _SMALL_TRIANGLE = 64
 _COLUMNS_AT_ONCE = 32  # updated one by one; those beyond them, in one product
 
@@ -96,9 +100,9 @@ def quantize_guided(weights: Floats, form: WeightFormat, guide: RoundingGuide) -
     difference = (rounded - values[:, :columns]) * np.repeat(scales, size, axis=1)[:, :columns] - weights
     values[:, :columns] = rounded
     return QuantizedRows(
-        pack(values.astype(np.uint8).reshape(len(weights), -1, size), form.bits),
+        values.astype(np.uint8).reshape(len(weights), -1, size),
         scales,
-        None if form.symmetric else pack(zero_points.astype(np.uint8), form.bits),
+        None if form.symmetric else zero_points.astype(np.uint8),
         float(np.vdot(difference, difference)),
         float(np.vdot(weights, weights)),
     )

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.quant import WeightFormat
+from edgekit.quant import Rounding, WeightFormat
 from edgekit.source import StoredBlocks
 
-__all__ = ["QuantizedRows", "carry_over", "dequantize", "fit_blocks", "pack", "quantize"]
+from .hqq import fit_hqq
+
+__all__ = ["QuantizedRows", "carry_over", "dequantize", "fit_blocks", "quantize"]
 
 # Ranges tried, as parts of the block's own; at 8 bits a step is so fine that only its phase matters.
-_RANGES = {4: (1.03, 0.97), 8: (1.0, 1.003, 0.997)}
+_RANGES = {2: (1.0, 0.85, 0.7), 4: (1.03, 0.97), 8: (1.0, 1.003, 0.997)}
 # Elements worked on at a time: their temporaries stay in a core's second-level cache.
 _TILE_ELEMENTS = 1 << 16
 _SMALLEST = np.float32(1e-30)
@@ -31,29 +33,30 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class QuantizedRows:
-    """Some rows of a weight, as the runtime reads them.
+    """Some rows of a weight as integers, for any format: each converter packs them its own way.
 
     Attributes:
-        packed: uint8 [rows, blocks, block_size * bits / 8], low-order bits first.
+        values: uint8 [rows, blocks, block_size], each below 2^bits.
         scales: float32 [rows, blocks].
-        zero_points: uint8 [rows, ceil(blocks * bits / 8)], packed alike; None for symmetric formats.
+        zero_points: uint8 [rows, blocks]; None for symmetric formats.
         squared_error: Sum over all weights of (weight - stored weight)^2.
         squared_weight: Sum over all weights of weight^2.
     """
 
-    packed: Bytes
+    values: Bytes
     scales: Floats
     zero_points: Bytes | None
     squared_error: float
     squared_weight: float
 
 
-def quantize(weights: Floats, form: WeightFormat) -> QuantizedRows:
+def quantize(weights: Floats, form: WeightFormat, *, rounding: Rounding = "nearest") -> QuantizedRows:
     """Quantize rows.
 
     Args:
         weights: float32 [rows, columns]; columns are padded with zeros to whole blocks.
         form: A block format.
+        rounding: With `hqq`, scales and zero points are refined by that; else they are those of least squares.
     """
     rows, columns = weights.shape
     blocks = -(-columns // form.block_size)
@@ -66,34 +69,32 @@ def quantize(weights: Floats, form: WeightFormat) -> QuantizedRows:
     step = max(_TILE_ELEMENTS // form.block_size, 1)
     for start in range(0, len(flat), step):
         part = slice(start, start + step)
-        error += _quantize_tile(flat[part], form, values[part], scales[part], zero_points[part])
+        error += _quantize_tile(flat[part], form, rounding, values[part], scales[part], zero_points[part])
     return QuantizedRows(
-        pack(values.reshape(rows, blocks, form.block_size), form.bits),
+        values.reshape(rows, blocks, form.block_size),
         scales.reshape(rows, blocks),
-        None if form.symmetric else pack(zero_points.reshape(rows, blocks), form.bits),
+        None if form.symmetric else zero_points.reshape(rows, blocks),
         error,
         float(np.vdot(flat, flat)),
     )
 
 
 def carry_over(stored: StoredBlocks) -> QuantizedRows:
-    """Pack a checkpoint's own symmetric blocks: no rounding, no error."""
+    """A checkpoint's own symmetric blocks: no rounding, no error."""
     rows = stored.values.shape[0]
     values = stored.values.reshape(rows, -1, stored.block_size)
     centred = values.astype(np.float32) - np.float32(1 << (stored.bits - 1))
     weight = float(np.sum(np.square(centred).sum(-1) * np.square(stored.scales)))
-    return QuantizedRows(pack(values, stored.bits), stored.scales, None, 0.0, weight)
+    return QuantizedRows(values, stored.scales, None, 0.0, weight)
 
 
 def dequantize(rows: QuantizedRows, form: WeightFormat, columns: int) -> Floats:
     """The weights that stored rows stand for, float32 [rows, columns]."""
-    values = _unpack(rows.packed, form.bits).astype(np.float32)
-    blocks = rows.scales.shape[1]
     if rows.zero_points is None:
         zero_points = np.full(rows.scales.shape, 1 << (form.bits - 1), np.float32)
     else:
-        zero_points = _unpack(rows.zero_points, form.bits)[:, :blocks].astype(np.float32)
-    weights = (values - zero_points[..., None]) * rows.scales[..., None]
+        zero_points = rows.zero_points.astype(np.float32)
+    weights = (rows.values - zero_points[..., None]) * rows.scales[..., None]
     return weights.reshape(len(weights), -1)[:, :columns]
 
 
@@ -125,7 +126,9 @@ def fit_blocks(
     return scales, zero_points
 
 
-def _quantize_tile(tile: Floats, form: WeightFormat, values: Bytes, scales: Floats, zero_points: Bytes) -> float:
+def _quantize_tile(
+    tile: Floats, form: WeightFormat, rounding: Rounding, values: Bytes, scales: Floats, zero_points: Bytes
+) -> float:
     """Quantize blocks [blocks, block_size] into the given arrays; the sum of squared errors."""
     weights = np.ascontiguousarray(tile.T)  # blocks side by side: every reduction runs over contiguous memory
     levels, product = np.empty_like(weights), np.empty_like(weights)
@@ -135,6 +138,8 @@ def _quantize_tile(tile: Floats, form: WeightFormat, values: Bytes, scales: Floa
     importance *= np.float32(form.block_size) / np.maximum(np.add.reduce(importance, axis=0), _SMALLEST)
     importance += 1
     best_scale, best_zero_point = _best_fit(weights, importance, form, _RANGES[form.bits], levels, product)
+    if rounding == "hqq":
+        best_scale, best_zero_point = fit_hqq(weights, form, best_scale, best_zero_point)
     _round(weights, best_scale, best_zero_point, top, levels)
     np.add(levels, best_zero_point, out=product)
     values[...] = product.astype(np.uint8).T
@@ -195,19 +200,3 @@ def _round(weights: Floats, scale: Floats, zero_point: Floats, top: np.float32, 
     np.rint(levels, out=levels)
     np.maximum(levels, -zero_point, out=levels)
     np.minimum(levels, top - zero_point, out=levels)
-
-
-def pack(values: Bytes, bits: int) -> Bytes:
-    """Put two 4-bit values into a byte along the last axis, the first one low; 8 bits stay as they are."""
-    if bits == 8:
-        return values
-    if values.shape[-1] % 2:
-        values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), np.uint8)], axis=-1)
-    return values[..., 0::2] | (values[..., 1::2] << np.uint8(4))
-
-
-def _unpack(packed: Bytes, bits: int) -> Bytes:
-    if bits == 8:
-        return packed
-    pairs = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
-    return pairs.reshape(*packed.shape[:-1], -1)

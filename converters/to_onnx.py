@@ -50,8 +50,9 @@ def export(
     )
     guides = rounding_guides(source, texts, directory.parent, plan.calibrated) if plan.calibrated else ()
     weights = write_weights(
-        folder / WEIGHTS, emitted, config, plan.weights, source.parts, guides=guides, on_progress=on_progress
-    )
+        folder / WEIGHTS, emitted, config, plan.weights, source.parts,
+        rounding=plan.scheme.rounding, guides=guides, on_progress=on_progress,
+    )  # fmt: skip
     program = emitted.builder.model(config.model_type).SerializeToString(deterministic=True)
     (folder / PROGRAM).write_bytes(program)
     return Graph(

@@ -26,11 +26,13 @@ from edgekit.errors import ConversionError, SourceError
 from edgekit.graph import TensorReport
 from edgekit.plan import WeightPlan
 from edgekit.progress import Progress, ProgressFn
+from edgekit.quant import Rounding
 from edgekit.source import Tensor
 
 from .gptq import RoundingGuide, quantize_guided
 from .onnx_decoder import EmittedDecoder, WeightRegions
 from .onnx_graph import Region
+from .packing import pack
 from .quantize import QuantizedRows, carry_over, quantize
 from .rope import rope_tables
 
@@ -69,14 +71,15 @@ def write_weights(
     weights: Mapping[str, WeightPlan],
     parts: Mapping[str, tuple[Tensor, ...]],
     *,
+    rounding: Rounding = "nearest",
     guides: Iterable[Mapping[str, RoundingGuide]] = (),
     on_progress: ProgressFn | None = None,
 ) -> tuple[TensorReport, ...]:
     """Fill every region of the weight file.
 
     Args:
-        guides: For some roles at a time how to round them; the others are rounded to nearest. They are made, if need be,
-            with one thread of numpy's.
+        rounding: Of what no guide is for; see `quantize`.
+        guides: For some roles at a time how to round them. They are made, if need be, with one thread of numpy's.
 
     Raises:
         SourceError: A weight is not a finite number.
@@ -88,7 +91,7 @@ def write_weights(
 
     def write(chunk: _Chunk, guide: RoundingGuide | None) -> _Written:
         plan, regions = weights[chunk.role], emitted.weights[chunk.role]
-        return _write_chunk(file, chunk, plan, regions, guide, config.norm_offset)
+        return _write_chunk(file, chunk, plan, regions, guide, rounding, config.norm_offset)
 
     # numpy's own threads would only wait for each other inside of ours, and guides must not depend on their number
     limit = threadpool_limits(1, user_api="blas") if guides else nullcontext()
@@ -156,16 +159,17 @@ def _write_chunk(
     plan: WeightPlan,
     regions: WeightRegions,
     guide: RoundingGuide | None,
+    rounding: Rounding,
     norm_offset: float,
 ) -> _Written:
     stored_bytes = chunk.tensor.size_bytes * (chunk.stop - chunk.start) // chunk.tensor.shape[0]
     if plan.form_is_blocks:
-        rows = _quantized(chunk, plan, guide)
-        file.write_rows(regions.values, chunk.first_row, rows.packed)
+        rows = _quantized(chunk, plan, guide, rounding)
+        file.write_rows(regions.values, chunk.first_row, pack(rows.values, plan.format.bits))
         if regions.scales:
             file.write_rows(regions.scales, chunk.first_row, rows.scales)
         if regions.zero_points and rows.zero_points is not None:
-            file.write_rows(regions.zero_points, chunk.first_row, rows.zero_points)
+            file.write_rows(regions.zero_points, chunk.first_row, pack(rows.zero_points, plan.format.bits))
         return _Written(chunk.role, rows.squared_error, rows.squared_weight, stored_bytes)
     floats = _read(chunk)
     if chunk.role.endswith("_norm"):
@@ -176,7 +180,7 @@ def _write_chunk(
     return _Written(chunk.role, float(np.vdot(difference, difference)), float(np.vdot(floats, floats)), stored_bytes)
 
 
-def _quantized(chunk: _Chunk, plan: WeightPlan, guide: RoundingGuide | None) -> QuantizedRows:
+def _quantized(chunk: _Chunk, plan: WeightPlan, guide: RoundingGuide | None, rounding: Rounding) -> QuantizedRows:
     if plan.carried:
         rows = carry_over(chunk.tensor.read_blocks(chunk.start, chunk.stop))
         if not np.isfinite(rows.squared_weight):
@@ -184,7 +188,8 @@ def _quantized(chunk: _Chunk, plan: WeightPlan, guide: RoundingGuide | None) -> 
         return rows
     with np.errstate(over="ignore", invalid="ignore"):
         floats = _read(chunk)
-        rows = quantize_guided(floats, plan.format, guide) if guide else quantize(floats, plan.format)
+        form = plan.format
+        rows = quantize_guided(floats, form, guide) if guide else quantize(floats, form, rounding=rounding)
     if not np.isfinite(rows.squared_weight + rows.squared_error):
         raise SourceError(
             f"tensor {chunk.tensor.name} holds values too large to quantize",

@@ -2,19 +2,23 @@
 
 A scheme is one of the named recipes, or a TOML file:
 
-    rounding = "gptq"       # "nearest" (default), or by the inputs that each weight sees on text that the model writes
-    bits = 4                # 4 or 8 (16 and 32: floats)
+    rounding = "gptq"       # "nearest" (default); "hqq": scales by a norm that spares outliers; "gptq": by the inputs that
+                            # each weight sees on text that the model writes
+    bits = 4                # 2, 4 or 8 (16 and 32: floats)
     block_size = 64         # weights that share a scale: 16, 32, 64, 128 or 256
     symmetric = false       # true: a fixed zero point in the middle
 
+    layer_count = 30        # of the model that the numbers of layers below are of; asked for with them
+
     [[overrides]]           # later ones win
     roles = ["down", "output"]
-    layers = "edges"        # "all" (default), the first and last eighth ("edges"), or the first and the last one ("ends")
-    bits = 8
+    layers = "edges"        # "all" (default), the first and last eighth ("edges"), the first and the last one ("ends"),
+    bits = 8                # or numbers: [0, 3, 29]; in a model of another depth, the layers at the same part of it
 """
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -24,12 +28,23 @@ from typing import Any, Literal, TypeAlias
 
 from edgekit.errors import PlanError, UnsupportedError
 
-__all__ = ["RECIPES", "CacheFormat", "LayerSelection", "Override", "QuantScheme", "WeightFormat", "load_scheme"]
+__all__ = [
+    "RECIPES",
+    "CacheFormat",
+    "LayerSelection",
+    "Override",
+    "QuantScheme",
+    "Rounding",
+    "WeightFormat",
+    "load_scheme",
+    "scheme_toml",
+]
 
-LayerSelection: TypeAlias = Literal["all", "edges", "ends"]
-Rounding: TypeAlias = Literal["nearest", "gptq"]
+LayerSelection: TypeAlias = Literal["all", "edges", "ends"] | tuple[int, ...]
+Rounding: TypeAlias = Literal["nearest", "hqq", "gptq"]
 ROLES = ("embedding", "head", "qkv", "output", "gate_up", "down")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+ROUNDINGS: tuple[Rounding, ...] = ("nearest", "hqq", "gptq")
 EDGE_FRACTION = 8  # an edge is this fraction of the layers, at either end
 
 
@@ -52,7 +67,7 @@ class CacheFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """How one weight is stored: floats of 16 or 32 bits, or blocks of 4 or 8 bits along its columns.
+    """How one weight is stored: floats of 16 or 32 bits, or blocks of 2, 4 or 8 bits along its columns.
 
     A block holds `block_size` values with one float32 scale: weight = scale * (value - zero point). Symmetric formats have
     the zero point 2^(bits-1), others an integer one for each block.
@@ -66,8 +81,8 @@ class WeightFormat:
         if self.bits in {16, 32}:
             if self.block_size:
                 raise PlanError(f"{self.bits} bits are floats and have no block size")
-        elif self.bits not in {4, 8}:
-            raise PlanError(f"{self.bits} bits are not handled", hint="use 4, 8, 16 or 32")
+        elif self.bits not in {2, 4, 8}:
+            raise PlanError(f"{self.bits} bits are not handled", hint="use 2, 4, 8, 16 or 32")
         elif self.block_size not in BLOCK_SIZES:
             raise PlanError(f"block size {self.block_size} is not handled", hint=f"use one of {BLOCK_SIZES}")
 
@@ -100,8 +115,9 @@ class QuantScheme:
 
     Attributes:
         keep: Carry a checkpoint's own blocks over where that is exact.
-        rounding: How values are chosen: each `nearest` to its weight, or `gptq`: so that what the weight computes on
-            calibration text changes least.
+        rounding: How values are chosen: each `nearest` to its weight; `hqq`, with scales and zero points that large errors
+            weigh less on; or `gptq`: so that what the weight computes on calibration text changes least.
+        layer_count: Layers of the model that overrides with numbers of layers were made for; 0 without such.
     """
 
     name: str
@@ -109,17 +125,23 @@ class QuantScheme:
     overrides: tuple[Override, ...] = ()
     keep: bool = False
     rounding: Rounding = "nearest"
+    layer_count: int = 0
 
     def format_of(self, role: str, layer: int | None, layers: int) -> WeightFormat:
         """The format of a role; `layer` is None for embedding and head."""
         chosen = self.format
-        widths = {"all": layers, "edges": max(layers // EDGE_FRACTION, 1), "ends": 1}
         for override in self.overrides:
-            width = widths[override.layers]
-            selected = override.layers == "all" or (layer is not None and min(layer, layers - 1 - layer) < width)
-            if role in override.roles and selected:
+            if role in override.roles and self._selects(override.layers, layer, layers):
                 chosen = override.format
         return chosen
+
+    def _selects(self, selection: LayerSelection, layer: int | None, layers: int) -> bool:
+        if selection == "all" or layer is None:
+            return selection == "all"
+        if isinstance(selection, tuple):
+            return _same_depth(layer, layers, self.layer_count) in selection
+        width = max(layers // EDGE_FRACTION, 1) if selection == "edges" else 1
+        return min(layer, layers - 1 - layer) < width
 
     @property
     def activation_bits(self) -> int:
@@ -161,6 +183,11 @@ RECIPES: Mapping[str, QuantScheme] = {
 }
 
 
+def _same_depth(layer: int, layers: int, others: int) -> int:
+    """The layer of a model with `others` layers that lies as deep as `layer` among `layers`."""
+    return layer if layers == others else round(layer * (others - 1) / max(layers - 1, 1))
+
+
 def load_scheme(name: str) -> QuantScheme:
     """A named recipe or a recipe file.
 
@@ -184,28 +211,57 @@ def load_scheme(name: str) -> QuantScheme:
     return _scheme_from(values, path)
 
 
+def scheme_toml(scheme: QuantScheme) -> str:
+    """A scheme as a recipe file, which `load_scheme` reads back."""
+    lines = [f'rounding = "{scheme.rounding}"', *_format_lines(scheme.format)]
+    if scheme.layer_count:
+        lines.append(f"layer_count = {scheme.layer_count}")
+    for override in scheme.overrides:
+        layers = override.layers if isinstance(override.layers, str) else list(override.layers)
+        lines += ["", "[[overrides]]", f"roles = {json.dumps(override.roles)}", f"layers = {json.dumps(layers)}"]
+        lines += _format_lines(override.format)
+    return "\n".join(lines) + "\n"
+
+
+def _format_lines(form: WeightFormat) -> list[str]:
+    if form.is_float:
+        return [f"bits = {form.bits}"]
+    return [f"bits = {form.bits}", f"block_size = {form.block_size}", f"symmetric = {json.dumps(form.symmetric)}"]
+
+
 def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
-    rounding = values.pop("rounding", "nearest")
-    if rounding not in ("nearest", "gptq"):
-        raise PlanError(f"{path}: rounding is {rounding!r}", hint='use "nearest" or "gptq"')
+    rounding, layer_count = values.pop("rounding", "nearest"), values.pop("layer_count", 0)
+    if rounding not in ROUNDINGS:
+        raise PlanError(f"{path}: rounding is {rounding!r}", hint=f"use one of {', '.join(ROUNDINGS)}")
+    if type(layer_count) is not int or layer_count < 0:
+        raise PlanError(f"{path}: layer_count is {layer_count!r}, expected the number of the model's layers")
     listed = values.pop("overrides", [])
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
         raise PlanError(f"{path}: overrides must be a list of tables")
     base = _format_from(values, WeightFormat(4, 32, symmetric=False), path)
-    overrides = []
-    for item in listed:
-        roles, layers = item.pop("roles", []), item.pop("layers", "all")
-        if not isinstance(roles, list) or not roles or not all(role in ROLES for role in roles):
-            raise PlanError(f"{path}: roles is {roles!r}", hint=f"name some of {', '.join(ROLES)}")
-        if layers not in ("all", "edges", "ends"):
-            raise PlanError(f"{path}: layers is {layers!r}", hint='use "all", "edges" or "ends"')
-        overrides.append(Override(tuple(roles), _format_from(item, base, path), layers))
+    overrides = tuple(_override_from(item, base, layer_count, path) for item in listed)
     if len({form.bits == 16 for form in (base, *(override.format for override in overrides))}) > 1:
         raise PlanError(f"{path}: 16 bits can't be mixed with others", hint="use 32 for what stays in floats")
-    scheme = QuantScheme(path.stem, base, tuple(overrides), rounding=rounding)
-    if rounding == "gptq" and not scheme.quantized:
-        raise PlanError(f"{path}: all weights are floats, which gptq does not round", hint="leave rounding out")
+    scheme = QuantScheme(path.stem, base, overrides, rounding=rounding, layer_count=layer_count)
+    if rounding != "nearest" and not scheme.quantized:
+        raise PlanError(f"{path}: all weights are floats, which {rounding} does not round", hint="leave rounding out")
     return scheme
+
+
+def _override_from(item: dict[str, Any], base: WeightFormat, layer_count: int, path: Path) -> Override:
+    roles, layers = item.pop("roles", []), item.pop("layers", "all")
+    if not isinstance(roles, list) or not roles or not all(role in ROLES for role in roles):
+        raise PlanError(f"{path}: roles is {roles!r}", hint=f"name some of {', '.join(ROLES)}")
+    if isinstance(layers, list):
+        if not all(type(layer) is int and 0 <= layer < layer_count for layer in layers):
+            raise PlanError(
+                f"{path}: layers is {layers!r}, layer_count {layer_count}",
+                hint="numbers of layers start at 0 and need layer_count, the depth of the model that they are of",
+            )
+        layers = tuple(layers)
+    elif layers not in ("all", "edges", "ends"):
+        raise PlanError(f"{path}: layers is {layers!r}", hint='use "all", "edges", "ends", or a list of numbers')
+    return Override(tuple(roles), _format_from(item, base, path), layers)
 
 
 def _format_from(values: dict[str, Any], base: WeightFormat, path: Path) -> WeightFormat:
@@ -213,7 +269,8 @@ def _format_from(values: dict[str, Any], base: WeightFormat, path: Path) -> Weig
     for key, value in values.items():
         if key not in kinds:
             raise PlanError(
-                f"{path}: the key {key!r} is not known", hint=f"known: {', '.join(kinds)}, rounding, overrides"
+                f"{path}: the key {key!r} is not known",
+                hint=f"known: {', '.join(kinds)}, rounding, layer_count, overrides",
             )
         if type(value) is not kinds[key]:
             raise PlanError(f"{path}: {key} is {value!r}, expected {kinds[key].__name__}")

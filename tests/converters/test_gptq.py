@@ -18,7 +18,9 @@ Floats = NDArray[np.float32]
 Moments = NDArray[np.float64]
 # Weights that lie this close to the border of two values may be rounded either way by float32 and float64.
 SHARE_OF_TIES = 0.01
-FORMATS = [WeightFormat(bits, size, symmetric) for bits in (4, 8) for size in (16, 32) for symmetric in (True, False)]
+FORMATS = [
+    WeightFormat(bits, size, symmetric) for bits in (2, 4, 8) for size in (16, 32) for symmetric in (True, False)
+]
 
 
 def problem(seed: int, rows: int, columns: int, samples: int = 400) -> tuple[Floats, Moments]:
@@ -62,9 +64,7 @@ def test_values_are_those_of_the_textbook(form: WeightFormat) -> None:
     found = dequantize(rows, form, 80)
     zeros = np.full(rows.scales.shape, 1 << (form.bits - 1), np.float32)
     if rows.zero_points is not None:
-        packed = rows.zero_points
-        nibbles = packed if form.bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)
-        zeros = nibbles[:, : rows.scales.shape[1]].astype(np.float32)
+        zeros = rows.zero_points.astype(np.float32)
     expected = textbook(weights, rows.scales, zeros, form, moments)
     differing = np.abs(found - expected) > np.abs(np.repeat(rows.scales, form.block_size, axis=1)[:, :80]) * 0.5
     assert differing.mean() <= SHARE_OF_TIES
@@ -77,7 +77,7 @@ def test_reported_error_is_the_actual_one(seed: int, columns: int, form: WeightF
     rows = quantize_guided(weights, form, make_guide(moments))
     actual = float(np.square(dequantize(rows, form, columns) - weights, dtype=np.float64).sum())
     assert rows.squared_error == pytest.approx(actual, rel=1e-3)  # float32 sums
-    assert rows.packed.shape == (3, -(-columns // form.block_size), form.block_size * form.bits // 8)
+    assert rows.values.shape == (3, -(-columns // form.block_size), form.block_size)
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
@@ -118,14 +118,14 @@ def test_columns_that_no_text_lit_up_are_rounded_to_nearest(form: WeightFormat) 
     weights = generator.normal(scale=0.02, size=(16, 256)).astype(np.float32)
     stored = dequantize(quantize_guided(weights, form, make_guide(inputs.T @ inputs)), form, 256)
     unseen, difference = weights[:, 64:128], (stored - weights)[:, 64:128]
-    assert np.linalg.norm(difference) < 0.3 * np.linalg.norm(unseen)
+    assert np.linalg.norm(difference) < (0.6 if form.bits == 2 else 0.3) * np.linalg.norm(unseen)
 
 
 def test_chunks_of_rows_are_rounded_as_the_whole() -> None:
     weights, moments = problem(5, 40, 96)
     form, guide = WeightFormat(4, 32), make_guide(moments)
-    whole = quantize_guided(weights, form, guide).packed
-    parts = [quantize_guided(weights[start : start + 13], form, guide).packed for start in range(0, 40, 13)]
+    whole = quantize_guided(weights, form, guide).values
+    parts = [quantize_guided(weights[start : start + 13], form, guide).values for start in range(0, 40, 13)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgekit.errors import EdgeKitError, PlanError, UnsupportedError
-from edgekit.quant import BLOCK_SIZES, RECIPES, ROLES, CacheFormat, Override, QuantScheme, WeightFormat, load_scheme
+from edgekit.quant import (
+    BLOCK_SIZES,
+    RECIPES,
+    ROLES,
+    ROUNDINGS,
+    CacheFormat,
+    Override,
+    QuantScheme,
+    WeightFormat,
+    load_scheme,
+    scheme_toml,
+)
 
 
 def recipe(tmp_path: Path, text: str) -> str:
@@ -90,6 +104,10 @@ def test_override_of_a_float_scheme_gets_blocks(tmp_path: Path) -> None:
         ("[[overrides]]\nroles = [[1]]\nbits = 8", "roles is [[1]]"),
         ('[[overrides]]\nroles = ["qkv"]\nlayers = "odd"', "layers is 'odd'"),
         ('[[overrides]]\nroles = ["qkv"]\nlayers = ["all"]', "layers is ['all']"),
+        ('[[overrides]]\nroles = ["qkv"]\nlayers = [1]', "layers is [1], layer_count 0"),
+        ('layer_count = 4\n[[overrides]]\nroles = ["qkv"]\nlayers = [3, 4]', "layers is [3, 4], layer_count 4"),
+        ('layer_count = 4\n[[overrides]]\nroles = ["qkv"]\nlayers = [true]', "layers is [True]"),
+        ("layer_count = 4.0", "layer_count is 4.0"),
         ('[[overrides]]\nroles = ["qkv"]\nscale = 1', "the key 'scale' is not known"),
     ],
 )
@@ -97,6 +115,42 @@ def test_mistake_in_a_file_is_named(text: str, words: str, tmp_path: Path) -> No
     with pytest.raises(EdgeKitError) as caught:
         load_scheme(recipe(tmp_path, text))
     assert words in caught.value.message
+
+
+@st.composite
+def schemes(draw: st.DrawFn) -> QuantScheme:
+    form = st.builds(WeightFormat, st.sampled_from([2, 4, 8]), st.sampled_from(BLOCK_SIZES), st.booleans())
+    layers = st.sampled_from(["all", "edges", "ends"]) | st.lists(st.integers(0, 29), unique=True).map(tuple)
+    roles = st.lists(st.sampled_from(ROLES), min_size=1, unique=True).map(tuple)
+    overrides = st.lists(st.builds(Override, roles, form | st.just(WeightFormat(32)), layers), max_size=4).map(tuple)
+    return QuantScheme("mine", draw(form), draw(overrides), rounding=draw(st.sampled_from(ROUNDINGS)), layer_count=30)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(scheme=schemes())
+def test_written_recipe_is_read_back(scheme: QuantScheme, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("recipe") / "mine.toml"
+    path.write_text(scheme_toml(scheme), encoding="utf-8")
+    assert load_scheme(str(path)) == scheme
+
+
+@pytest.mark.parametrize("scheme", RECIPES.values(), ids=RECIPES)
+def test_named_recipes_can_be_written_too(scheme: QuantScheme, tmp_path: Path) -> None:
+    found = load_scheme(recipe(tmp_path, scheme_toml(scheme)))
+    assert replace(found, name=scheme.name, keep=scheme.keep) == scheme
+
+
+def test_numbered_layers_stand_for_the_same_depth_in_other_models() -> None:
+    plain, wide = WeightFormat(4, 32), WeightFormat(8, 32)
+    scheme = QuantScheme("x", plain, (Override(("down",), wide, (0, 1, 9)),), layer_count=10)
+
+    def chosen(layers: int) -> set[int]:
+        return {layer for layer in range(layers) if scheme.format_of("down", layer, layers) == wide}
+
+    assert chosen(10) == {0, 1, 9}
+    assert chosen(19) == {0, 1, 2, 18}
+    assert chosen(1) == {0}
+    assert scheme.format_of("embedding", None, 10) == plain
 
 
 def test_missing_file_is_a_plan_error() -> None:
