@@ -69,13 +69,16 @@ def shrink(errors: Floats, sharpness: float) -> Floats:
 
 
 def _levels(weights: Floats, scale: Floats, zero_point: Floats, top: np.float32) -> Floats:
-    """Rounded weights less their zero point, float32 like the weights."""
-    return np.rint(weights / scale).clip(-zero_point, top - zero_point).astype(np.float32, copy=False)
+    """Rounded weights less their zero point."""
+    levels: Floats = np.rint(weights / scale)
+    np.maximum(levels, -zero_point, out=levels)
+    return np.minimum(levels, top - zero_point, out=levels)
 
 
 def _errors(weights: Floats, levels: Floats, scale: Floats, unit: Floats) -> Floats:
-    errors: Floats = (weights - levels * scale) / unit
-    return errors
+    errors: Floats = levels * scale
+    np.subtract(weights, errors, out=errors)
+    return np.divide(errors, unit, out=errors)
 
 
 def _norm(errors: Floats) -> Floats:
