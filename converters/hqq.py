@@ -78,7 +78,8 @@ def _levels(weights: Floats, scale: Floats, zero_point: Floats, top: np.float32)
 def _errors(weights: Floats, levels: Floats, scale: Floats, unit: Floats) -> Floats:
     errors: Floats = levels * scale
     np.subtract(weights, errors, out=errors)
-    return np.divide(errors, unit, out=errors)
+    np.divide(errors, unit, out=errors)
+    return errors
 
 
 def _norm(errors: Floats) -> Floats:
