@@ -72,7 +72,8 @@ def _levels(weights: Floats, scale: Floats, zero_point: Floats, top: np.float32)
     """Rounded weights less their zero point."""
     levels: Floats = np.rint(weights / scale)
     np.maximum(levels, -zero_point, out=levels)
-    return np.minimum(levels, top - zero_point, out=levels)
+    np.minimum(levels, top - zero_point, out=levels)
+    return levels
 
 
 def _errors(weights: Floats, levels: Floats, scale: Floats, unit: Floats) -> Floats:
