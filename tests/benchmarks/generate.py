@@ -28,10 +28,11 @@ from typing import Any
 import numpy as np
 from convert import CommandError, add_common_arguments, print_table, workspace
 from peers import Contender, Prompt, Timing, Worker, take_turns
-from plot import write_bars
 from sessions import measure_memory, measure_turns
 from speed import contenders
 from workloads import COPY_HEAVY, FIELDS_SCHEMA, FREE_TEXT, FULL_SAMPLING, OPTIONS
+
+from edgekit.plot import bars
 
 Row = dict[str, Any]
 NAMES = ("edgekit int8", "edgekit int4-mixed", "onnxruntime-genai int4", "llama.cpp Q8_0", "llama.cpp Q4_0")
@@ -196,7 +197,8 @@ def plot(path: Path, rows: Mapping[str, Row]) -> None:
                 continue
             groups.setdefault(workload, {})[series] = speed
     if groups:
-        write_bars(path, "Decode speed, SmolLM2-135M", "tokens a second, greedy; longer is faster", groups)
+        chart = bars("Decode speed, SmolLM2-135M", "tokens a second, greedy; longer is faster", groups)
+        path.write_text(chart, encoding="utf-8")
 
 
 def measure(arguments: argparse.Namespace) -> Row:
