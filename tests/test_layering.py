@@ -15,6 +15,7 @@ FORBIDDEN = {
     "edgekit": ("edgekit.converters", "edgekit.runtimes"),
     "edgekit/cli": ("edgekit.converters", "edgekit.runtimes"),
     "converters": ("edgekit.runtimes", "edgekit.cli"),
+    "converters/anatomies": ("edgekit.runtimes", "edgekit.cli"),
     "converters/architectures": ("edgekit.runtimes", "edgekit.cli"),
     "runtimes/python": ("edgekit.converters", "edgekit.cli"),
 }
@@ -39,8 +40,8 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
 def test_layer_imports_only_what_lies_below(folder: str) -> None:
     package = {"converters": "edgekit.converters", "runtimes": "edgekit.runtimes"}.get(folder.partition("/")[0])
     package = package or folder.replace("/", ".")
-    if folder == "converters/architectures":
-        package += ".architectures"
+    if folder.startswith("converters/"):
+        package += "." + folder.rpartition("/")[2]
     files = sorted((ROOT / folder).glob("*.py"))
     assert files
     wrong = [
