@@ -36,7 +36,7 @@ InstructionSet: TypeAlias = Literal[
 _INT8_DOT_PRODUCTS = {"dotprod", "i8mm", "avx2", "avx-vnni", "avx512", "avx512-vnni"}
 NpuKind: TypeAlias = Literal["hexagon", "neural-engine", "intel-npu", "xdna", "tensor", "apu"]
 NpuType: TypeAlias = Literal["int4", "int8", "int16", "fp8", "fp16", "bf16"]
-Provider: TypeAlias = Literal["", "qnn", "openvino", "vitisai"]
+Provider: TypeAlias = Literal["", "qnn", "openvino"]
 
 _DIRECTORY = Path(edgekit.targets.__file__).parent
 _FAMILIES = _DIRECTORY / "families"
@@ -166,7 +166,7 @@ class Target:
         quant: The default recipe.
         runtime: Options by format.
         extends: The profile or family that it builds on, or "".
-        sources: Dotted key of a figure, or of a table of figures, to where it comes from and when.
+        sources: Dotted key of each figure to where it comes from and when.
     """
 
     id: str
@@ -228,15 +228,14 @@ def _built_in(name: str) -> Path:
 
 
 def _read(path: Path, binder: Binder) -> dict[str, Any]:
-    """The values of a file over those of what it extends; `sources` flat, by dotted key."""
+    """The values of a file over those of what it extends; `sources` by figure."""
     values = read_toml(path, TargetError)
     if "id" in values:
         raise binder.wrong("the key 'id' is not known", "a profile's id is its file's name")
     for table in ("sources", *_SOURCED):
         if not isinstance(values.get(table, {}), dict):
             raise binder.wrong(f"{table} is {values[table]!r}, expected a table")
-    values["sources"] = dict(_leaves(values.get("sources", {})))
-    _check_sources(values, binder)
+    values["sources"] = _sources(values, binder)
     if "extends" not in values:
         return values
     return _merged(_parent(values["extends"], binder), values)
@@ -269,22 +268,30 @@ def _leaves(table: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]
             yield at + key, value
 
 
-def _check_sources(values: Mapping[str, Any], binder: Binder) -> None:
-    """Every figure that a file gives has a source in the same file, and every source a figure."""
-    sources = values["sources"]
+def _sources(values: Mapping[str, Any], binder: Binder) -> dict[str, str]:
+    """The source of every figure that a file gives: its own entry in `sources`, or that of a table around it."""
+    sources = dict(_leaves(values.get("sources", {})))
     for key, text in sources.items():
         if not isinstance(text, str) or not _SOURCE.fullmatch(text):
             raise binder.wrong(
                 f"the source of {key} is {str(text)[:60]!r}",
                 'write "published, 2026-11: where", or measured, modelled or estimate instead of published',
             )
-    figures = [key for key, _ in _leaves({table: values.get(table, {}) for table in _SOURCED})]
-    for key in figures:
-        if not any(f"{key}.".startswith(f"{source}.") for source in sources):
+    found = {key: _around(key, sources) for key, _ in _leaves({table: values.get(table, {}) for table in _SOURCED})}
+    for key, source in found.items():
+        if not source:
             raise binder.wrong(f"{key} has no source", f'add {key} = "…" to [sources]: where it comes from, and when')
-    for source in sources:
-        if not any(f"{key}.".startswith(f"{source}.") for key in figures):
-            raise binder.wrong(f"sources names {source!r}, which the file does not give")
+    unused = sources.keys() - found.values()
+    if unused:
+        raise binder.wrong(f"sources names {min(unused)!r}, which the file does not give")
+    return {key: sources[source] for key, source in found.items()}
+
+
+def _around(key: str, sources: Mapping[str, str]) -> str:
+    """The key itself, or else the nearest table that holds it, if it is in `sources`."""
+    while key and key not in sources:
+        key = key.rpartition(".")[0]
+    return key
 
 
 def _check(target: Target, binder: Binder) -> None:

@@ -29,28 +29,35 @@ def command(target_id: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"targets": [target.to_json() for target in targets]})
         return
-    width = max(len(target.id) for target in targets)
-    for target in targets:
-        click.echo(f"{target.id:<{width}}  {_summary(target)}")
+    rows = [("id", "app memory", "bandwidth", "npu", "formats", "name"), *map(_row, targets)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _summary(target: Target) -> str:
-    memory = target.memory
+def _row(target: Target) -> tuple[str, ...]:
+    memory, npu = target.memory, target.npu
     return (
-        f"{target.name}: {size_text(memory.app_bytes)} for an app, {size_text(memory.bandwidth_bytes_per_s)}/s, "
-        f"{', '.join(target.formats)}"
+        target.id,
+        size_text(memory.app_bytes),
+        f"{size_text(memory.bandwidth_bytes_per_s)}/s",
+        f"{npu.kind} {npu.architecture}" if npu else "-",
+        ", ".join(target.formats),
+        target.name,
     )
 
 
 def _explanation(target: Target) -> str:
+    """Every figure, and below each run of figures from one source that source."""
     values = target.to_json()
-    lines = [f"{target.id}: {target.name}"]
+    lines, pending = [f"{target.id}: {target.name}"], ""
     for key, value in _figures({name: values[name] for name in values if name not in {"id", "name", "sources"}}):
+        source = target.sources.get(key, "")
+        if pending and source != pending:
+            lines.append(f"      {pending}")
         lines.append(f"  {key} = {_shown(value)}")
-        source = _source_of(key, target.sources)
-        if source:
-            lines.append(f"      {source}")
-    return "\n".join(lines)
+        pending = source
+    return "\n".join([*lines, f"      {pending}"] if pending else lines)
 
 
 def _figures(table: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
@@ -62,18 +69,12 @@ def _figures(table: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]
             yield at + key, value
 
 
-def _source_of(key: str, sources: Mapping[str, str]) -> str:
-    """The text for the key itself, or else for the nearest table that holds it."""
-    while key and key not in sources:
-        key = key.rpartition(".")[0]
-    return sources.get(key, "")
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, dict):  # cores of one kind
-        return (
-            f"{value['count']} x {value['name']} at {value['clock_hz'] / 1e9:g} GHz{'' if value['big'] else ' (small)'}"
-        )
+        small = "" if value["big"] else " (small)"
+        return f"{value['count']} x {value['name']} at {value['clock_hz'] / 1e9:g} GHz{small}"
     if isinstance(value, list | tuple):
         return ", ".join(_shown(item) for item in value)
-    return f"{value:,}" if type(value) is int else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else str(value)

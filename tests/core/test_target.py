@@ -50,10 +50,59 @@ def changed(old: str, new: str) -> str:
 # ---- The built-in profiles ----
 
 
+# Ids are part of scripts and bundles: none goes away.
+PROMISED = """
+    raspberry-pi-4 raspberry-pi-4-2gb raspberry-pi-4-8gb raspberry-pi-5 raspberry-pi-5-2gb raspberry-pi-5-4gb raspberry-pi-5-16gb
+    raspberry-pi-zero-2w jetson-orin-nano jetson-agx-orin iphone-15 iphone-15-pro iphone-16 iphone-17-pro ipad-m4
+    pixel-8 pixel-9-pro pixel-10-pro galaxy-s24 galaxy-s25 dimensity-9400-phone budget-android-4gb
+    copilot-snapdragon-x-elite copilot-snapdragon-x2-elite copilot-lunar-lake copilot-panther-lake copilot-ryzen-ai-300
+    linux-x86-64 browser
+"""
+# QNN's numbers of the chips (QnnTypes.h of Qualcomm's AI Runtime) and the versions of their Hexagon.
+HEXAGON = {
+    "copilot-snapdragon-x-elite": (60, "v73"),
+    "galaxy-s24": (57, "v75"),
+    "galaxy-s25": (69, "v79"),
+    "copilot-snapdragon-x2-elite": (88, "v81"),
+}
+
+
 def test_every_profile_is_listed_by_id() -> None:
     ids = [target.id for target in list_targets()]
     assert ids == sorted(path.stem for path in FOLDER.glob("*.toml"))
-    assert {"raspberry-pi-5", "linux-x86-64"} <= set(ids)
+    assert set(PROMISED.split()) <= set(ids)
+
+
+def test_families_are_no_devices() -> None:
+    families = {path.stem for path in FOLDER.glob("families/*.toml")}
+    assert families.isdisjoint(target.id for target in list_targets())
+    assert families <= {target.extends for target in list_targets()} | {"android", "copilot-pc"}
+    with pytest.raises(TargetError, match="'ios' is not known"):
+        load_target("ios")
+
+
+def test_profile_of_a_memory_size_says_it_in_its_name() -> None:
+    for target in list_targets():
+        size = re.search(r"-(\d+)gb$", target.id)
+        if size:
+            assert f"({size[1]} GB" in target.name
+            assert target.memory.installed_bytes == int(size[1]) * 2**30
+
+
+def test_hexagon_profiles_have_qualcomms_numbers() -> None:
+    found = {target.id: target.npu for target in list_targets() if target.npu and target.npu.kind == "hexagon"}
+    assert {name: (npu.soc_model, npu.architecture) for name, npu in found.items()} == HEXAGON
+    assert all(npu.provider == "qnn" and npu.static_shapes for npu in found.values())
+
+
+@pytest.mark.parametrize("target", list_targets(), ids=lambda target: target.id)
+def test_every_figure_has_a_dated_source(target: Target) -> None:
+    figures = {"memory.installed_bytes", "memory.app_bytes", "memory.bandwidth_bytes_per_s", "cpu.cores"}
+    assert figures | {"cpu.instruction_sets", "cpu.int8_ops_per_s"} <= target.sources.keys()
+    kinds = {text.partition(",")[0] for text in target.sources.values()}
+    assert kinds <= {"published", "measured", "modelled", "estimate"}
+    # Nobody has measured anything for us on a device: only the machine that we run on.
+    assert "measured" not in kinds or target.id == "linux-x86-64"
 
 
 @pytest.mark.parametrize("target", list_targets(), ids=lambda target: target.id)
@@ -92,7 +141,8 @@ def test_own_file_extends_a_built_in_profile(tmp_path: Path) -> None:
     assert target.memory.bandwidth_bytes_per_s == base.memory.bandwidth_bytes_per_s
     assert (target.cpu, target.formats) == (base.cpu, base.formats)
     assert (target.threads, target.options("onnx")) == (3, RuntimeOptions(threads=3))
-    assert base.sources.items() <= target.sources.items()
+    assert target.sources["memory.app_bytes"] == "measured, 2026-11: free -b"
+    assert target.sources["memory.bandwidth_bytes_per_s"] == base.sources["memory.bandwidth_bytes_per_s"]
 
 
 def test_unknown_target_suggests_the_nearest() -> None:
@@ -118,7 +168,7 @@ def test_unknown_target_is_refused(name: str) -> None:
         ('name = "A board"', 'name = "A"\nid = "a"', "the key 'id' is not known", "its file's name"),
         ('name = "A board"', "name = '", "not valid TOML", ""),
         ('name = "A board"', 'name = "A"\nquant = "int3"', "quant is 'int3'", "int4-mixed"),
-        ('name = "A board"', 'name = "A"\nextends = "raspberry-pi"', "extends is 'raspberry-pi'", "raspberry-pi-5"),
+        ('name = "A board"', 'name = "A"\nextends = "raspberry-pi-6"', "extends is 'raspberry-pi-6'", "raspberry-pi-5"),
         ('["onnx"]', '"onnx"', "formats is 'onnx', expected a list", ""),
         ('["onnx"]', '["onxx"]', "formats[0] is 'onxx'", "did you mean onnx?"),
         ('["onnx"]', "[1]", "formats[0] is 1", ""),
