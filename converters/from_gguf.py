@@ -30,7 +30,7 @@ from .gguf_tokenizer import tokenizer_json
 from .gguf_vocabulary import CONTROL, USER_DEFINED
 from .positional_file import PositionalFile
 
-__all__ = ["GgufTensor", "open_gguf"]
+__all__ = ["GgufTensor", "config_and_tensors", "open_gguf", "stored_tensors"]
 
 _EXACT_BLOCKS: Mapping[str, tuple[int, int]] = {"Q4_0": (4, 32), "Q8_0": (8, 32)}
 _DAMAGED = "the file is damaged or the download incomplete; fetch it again"
@@ -111,13 +111,35 @@ def open_gguf(path: str | Path) -> Source:
         SourceError, UnsupportedError: See `edgekit.source.open_source`.
     """
     path = Path(path)
-    file = PositionalFile(path)
-    header = read_gguf_header(file)
+    header = read_gguf_header(PositionalFile(path))
+    config, tensors = config_and_tensors(path, header)
+    provenance = Provenance("gguf", path.name, None, _text(header.metadata.get("general.license")))
+    tokenizer = _tokenizer(header.metadata)
+    return assemble_source(config, path.name, tensors, tokenizer, provenance=provenance, weight_files=(path,))
+
+
+def stored_tensors(path: Path, header: GgufHeader) -> dict[str, GgufTensor]:
+    """Every tensor of a file by its own name, each checked against the file.
+
+    Raises:
+        SourceError, UnsupportedError: See `edgekit.source.open_source`.
+    """
     if header.metadata.get("split.count", 1) not in (0, 1):
         raise UnsupportedError(f"{path.name} is one part of a split GGUF", hint="merge the parts: gguf-split --merge")
-    stored = {entry.name: entry for entry in header.tensors}
-    opened = {name: _tensor(file, header, entry) for name, entry in stored.items()}
+    file = PositionalFile(path)
+    opened = {entry.name: _tensor(file, header, entry) for entry in header.tensors}
     _check_overlaps(path, opened)
+    return opened
+
+
+def config_and_tensors(path: Path, header: GgufHeader) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata as a Hugging Face config, and the tensors by their Hugging Face names.
+
+    Raises:
+        SourceError, UnsupportedError: See `edgekit.source.open_source`.
+    """
+    stored = {entry.name: entry for entry in header.tensors}
+    opened = stored_tensors(path, header)
     config = hugging_face_config(header.metadata, stored, _rope_factors(path, opened))
     names = hugging_face_names(str(config["model_type"]), stored)
     heads = permuted_heads(header.metadata, config)
@@ -128,10 +150,7 @@ def open_gguf(path: str | Path) -> Source:
             raise SourceError(f"{path.name}: tensor {wanted} stands twice, also as {name}", hint=_DAMAGED)
         head_dim = heads if ".q_proj." in wanted or ".k_proj." in wanted else 0
         tensors[wanted] = replace(tensor, name=wanted, head_dim=head_dim)
-    provenance = Provenance("gguf", path.name, None, _text(header.metadata.get("general.license")))
-    tokenizer = _tokenizer(header.metadata)
-    config = _ABSENT | config
-    return assemble_source(config, path.name, tensors, tokenizer, provenance=provenance, weight_files=(path,))
+    return _ABSENT | config, tensors
 
 
 def _check_overlaps(path: Path, tensors: Mapping[str, GgufTensor]) -> None:

@@ -129,8 +129,3 @@ class ModelConfig:
     def positions(self, context: int) -> int:
         """Tokens that a sequence may reach with a cache of `context`, where its layers slide over it; 0 where they don't."""
         return self.context if 0 < self.window < context < self.context else 0
-
-    def kv_bytes(self, context: int, *, element_bytes: int = 4) -> int:
-        """Size of the key-value cache for one sequence of `context` tokens."""
-        per_token = 2 * self.attention.kv_heads * self.attention.stored_head_dim * element_bytes
-        return per_token * context * len(self.layers)

