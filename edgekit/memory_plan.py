@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from edgekit.anatomy import Anatomy, CacheKind, LayerCache, WeightKind
 from edgekit.efficiency import Efficiency
 from edgekit.quant import CacheFormat
 from edgekit.target import RuntimeOptions
-from edgekit.weight_plan import WeightPlan
+from edgekit.weight_plan import WeightGroup
 
 __all__ = ["MemoryPlan", "cache_bytes", "plan_memory"]
 
@@ -46,7 +47,7 @@ class MemoryPlan:
 
 def plan_memory(
     anatomy: Anatomy,
-    weights: Mapping[str, WeightPlan],
+    groups: Iterable[WeightGroup],
     *,
     context: int,
     cache: CacheFormat,
@@ -57,13 +58,12 @@ def plan_memory(
     """The sums for one model, scheme, context and cache."""
     by_kind: dict[WeightKind, int] = {}
     packed = 0.0
-    for name, weight in weights.items():
-        kind = anatomy.weights[name].kind
-        by_kind[kind] = by_kind.get(kind, 0) + weight.size_bytes
-        packed += weight.size_bytes * efficiency.packed.get(weight.format.bits, 0.0) * options.prepacking
+    for group in groups:
+        by_kind[group.kind] = by_kind.get(group.kind, 0) + group.size_bytes
+        packed += group.size_bytes * efficiency.packed.get(group.format.bits, 0.0) * options.prepacking
     kv_by_kind: dict[CacheKind, int] = {}
-    for layer in anatomy.caches:
-        size = cache_bytes(layer, context, cache, whole_windows=efficiency.whole_windows)
+    for layer, count in Counter(anatomy.caches).items():
+        size = count * cache_bytes(layer, context, cache, whole_windows=efficiency.whole_windows)
         kv_by_kind[layer.kind] = kv_by_kind.get(layer.kind, 0) + size
     chunk = min(context, efficiency.prefill_chunk)
     lines = {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Outline", "UnknownModel", "open_outline", "outline_of"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)  # compared by identity
 class Outline:
     """A model by its sizes.
 

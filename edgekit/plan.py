@@ -16,7 +16,7 @@ from edgekit.registry import CONVERTERS
 from edgekit.source import Source
 from edgekit.speed_plan import SpeedPlan, plan_speed
 from edgekit.target import Target
-from edgekit.weight_plan import WeightPlan, calibrated, plan_weights
+from edgekit.weight_plan import WeightPlan, WeightsPlan, calibrated, plan_weights
 
 __all__ = ["DEFAULT_CONTEXT", "LEAST_CONTEXT", "MemoryPlan", "Plan", "SpeedPlan", "WeightPlan", "make_plan"]
 
@@ -95,13 +95,14 @@ def make_plan(
         UnsupportedError: The format or the quantization is not known, or do not go together.
     """
     outline = source if isinstance(source, Outline) else outline_of(source)
-    notes = list(outline.notes)
+    notes = [*([outline.obstacle] if outline.obstacle else []), *outline.notes]
     frame = _Frame(outline, target, _choose_format(target, format, notes), budget_bytes or target.memory.app_bytes)
     scheme = _choose_scheme(frame, quant, notes)
-    weights = plan_weights(outline, scheme, notes)
+    planned = plan_weights(outline, scheme)
+    notes.extend(planned.notes)
     caches = frame.caches(scheme, cache)
-    chosen_context, chosen_cache = _choose_context(frame, weights, context, caches, notes)
-    memory = frame.memory(weights, chosen_context, chosen_cache)
+    chosen_context, chosen_cache = _choose_context(frame, planned, context, caches, notes)
+    memory = frame.memory(planned, chosen_context, chosen_cache)
     fits: Literal["yes", "no"] = "yes" if memory.total_bytes <= memory.budget_bytes else "no"
     if fits == "no":
         notes.append(
@@ -115,9 +116,9 @@ def make_plan(
         cache=chosen_cache,
         threads=target.threads,
         accuracy_level=4 if target.cpu.int8_activations and scheme.quantized else 0,
-        weights=weights,
+        weights=planned.weights,
         memory=memory,
-        speed=frame.speed(weights, chosen_context, chosen_cache),
+        speed=frame.speed(planned, chosen_context, chosen_cache),
         fits=fits,
         notes=tuple(notes),
     )
@@ -136,10 +137,10 @@ class _Frame:
     def efficiency(self) -> Efficiency:
         return EFFICIENCY[self.format]
 
-    def memory(self, weights: Mapping[str, WeightPlan], context: int, cache: CacheFormat) -> MemoryPlan:
+    def memory(self, planned: WeightsPlan, context: int, cache: CacheFormat) -> MemoryPlan:
         return plan_memory(
             self.outline.anatomy,
-            weights,
+            planned.groups,
             context=context,
             cache=cache,
             efficiency=self.efficiency,
@@ -147,9 +148,9 @@ class _Frame:
             budget_bytes=self.budget_bytes,
         )
 
-    def speed(self, weights: Mapping[str, WeightPlan], context: int, cache: CacheFormat) -> SpeedPlan:
+    def speed(self, planned: WeightsPlan, context: int, cache: CacheFormat) -> SpeedPlan:
         return plan_speed(
-            self.outline.anatomy, weights, self.target, context=context, cache=cache, efficiency=self.efficiency
+            self.outline.anatomy, planned.groups, self.target, context=context, cache=cache, efficiency=self.efficiency
         )
 
     def caches(self, scheme: QuantScheme, asked: CacheFormat | None) -> tuple[CacheFormat, ...]:
@@ -206,10 +207,9 @@ def _asked_scheme(frame: _Frame, asked: str | QuantScheme, notes: list[str]) -> 
 
 def _automatic_scheme(frame: _Frame, notes: list[str]) -> QuantScheme:
     scheme = RECIPES["int8"]
-    weights = plan_weights(frame.outline, scheme, [])
+    planned = plan_weights(frame.outline, scheme)
     context, cache = _default_context(frame.outline), frame.caches(scheme, None)[0]
-    size_bytes = frame.memory(weights, context, cache).weights_bytes
-    speed = frame.speed(weights, context, cache).decode_tokens_per_s
+    size_bytes, speed = planned.size_bytes, frame.speed(planned, context, cache).decode_tokens_per_s
     if size_bytes <= AUTO_MEMORY_PART * frame.budget_bytes and speed > AUTO_TOKENS_PER_S:
         return scheme
     notes.append(
@@ -224,7 +224,7 @@ def _default_context(outline: Outline) -> int:
 
 def _choose_context(
     frame: _Frame,
-    weights: Mapping[str, WeightPlan],
+    planned: WeightsPlan,
     asked: int | None,
     caches: tuple[CacheFormat, ...],
     notes: list[str],
@@ -237,7 +237,7 @@ def _choose_context(
             f"a context of {asked} is not possible: the model has 1 to {longest}", hint=f"use --context {default}"
         )
     context = asked or default
-    needed = partial(_needed, frame, weights)
+    needed = partial(_needed, frame, planned)
     fitting = next((cache for cache in caches if needed(context, cache) <= frame.budget_bytes), None)
     cache = fitting or caches[-1]
     if cache != caches[0]:
@@ -251,5 +251,5 @@ def _choose_context(
     return context, cache
 
 
-def _needed(frame: _Frame, weights: Mapping[str, WeightPlan], context: int, cache: CacheFormat) -> int:
-    return frame.memory(weights, context, cache).total_bytes
+def _needed(frame: _Frame, planned: WeightsPlan, context: int, cache: CacheFormat) -> int:
+    return frame.memory(planned, context, cache).total_bytes

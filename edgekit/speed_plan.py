@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgekit.anatomy import Anatomy
@@ -10,7 +11,7 @@ from edgekit.efficiency import Efficiency
 from edgekit.memory_plan import cache_bytes
 from edgekit.quant import CacheFormat
 from edgekit.target import Target
-from edgekit.weight_plan import WeightPlan
+from edgekit.weight_plan import WeightGroup
 
 __all__ = ["SpeedPlan", "plan_speed"]
 
@@ -32,7 +33,7 @@ class SpeedPlan:
 
 def plan_speed(
     anatomy: Anatomy,
-    weights: Mapping[str, WeightPlan],
+    groups: Iterable[WeightGroup],
     target: Target,
     *,
     context: int,
@@ -41,26 +42,28 @@ def plan_speed(
 ) -> SpeedPlan:
     """The speeds of one model, scheme, context and cache on a device."""
     chunk = min(context, efficiency.prefill_chunk)
-    token_read, chunk_read, multiplied = 0.0, 0.0, 0.0  # bytes at full bandwidth, and multiplications of one token
-    for name, plan in weights.items():
-        weight = anatomy.weights[name]
-        size = plan.size_bytes / efficiency.weight_bandwidth[plan.format.bits]
-        token_read += size * weight.active
-        chunk_read += size * (1 - (1 - weight.active) ** chunk)  # tokens pick their experts, and rows, independently
-        if weight.role and weight.kind not in ("embedding", "head"):
-            multiplied += weight.parameters * weight.active
-    kept = sum(cache_bytes(layer, max(context // 2, 1), cache, whole_windows=False) for layer in anatomy.caches)
+    read, token_read, chunk_read, multiplied = 0.0, 0.0, 0.0, 0.0
+    for group in groups:
+        size = (
+            group.size_bytes / efficiency.weight_bandwidth[group.format.bits]
+        )  # as many bytes take that time at the peak
+        token_read += size * group.active
+        chunk_read += size * (1 - (1 - group.active) ** chunk)  # tokens pick their experts, and rows, independently
+        read += group.size_bytes * group.active
+        multiplied += group.multiplied * group.active
+    kept = _kept_bytes(anatomy, context, cache)
     bandwidth, compute = target.memory.bandwidth_bytes_per_s, efficiency.prefill_compute * target.cpu.int8_ops_per_s
     token_s = (token_read + kept / efficiency.cache_bandwidth) / bandwidth
     token_s += len(anatomy.caches) * efficiency.layer_s
     chunk_s = max(2 * multiplied * chunk / compute, chunk_read / bandwidth)
-    return SpeedPlan(
-        decode_tokens_per_s=_rounded(1 / token_s),
-        prefill_tokens_per_s=_rounded(chunk / chunk_s),
-        bytes_per_token=kept
-        + round(sum(plan.size_bytes * anatomy.weights[name].active for name, plan in weights.items())),
-        basis=_BASIS,
-    )
+    return SpeedPlan(_rounded(1 / token_s), _rounded(chunk / chunk_s), round(read + kept), _BASIS)
+
+
+def _kept_bytes(anatomy: Anatomy, context: int, cache: CacheFormat) -> int:
+    """What a token reads of keys and values, half of the context being in use."""
+    half = max(context // 2, 1)
+    layers = Counter(anatomy.caches).items()
+    return sum(count * cache_bytes(layer, half, cache, whole_windows=False) for layer, count in layers)
 
 
 def _rounded(tokens_per_s: float) -> float:

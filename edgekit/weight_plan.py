@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from weakref import WeakKeyDictionary
 
+from edgekit.anatomy import WeightKind
 from edgekit.outline import Outline
 from edgekit.quant import BLOCK_SIZES, QuantScheme, WeightFormat
 
-__all__ = ["WeightPlan", "calibrated", "plan_weights"]
+__all__ = ["WeightGroup", "WeightPlan", "WeightsPlan", "calibrated", "plan_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,58 @@ class WeightPlan:
         return self.format.size_bytes(self.shape[0], prod(self.shape[1:]))
 
 
-def plan_weights(outline: Outline, scheme: QuantScheme, notes: list[str]) -> dict[str, WeightPlan]:
-    """The format of each weight of the anatomy; `notes` grows by what departs from the scheme."""
+@dataclass(frozen=True, slots=True)
+class WeightGroup:
+    """Weights that are alike for the sums: of one class and format, of which a token reads the same share.
+
+    `multiplied` are their parameters where they are matrices inside the layers, which prefill is bound by.
+    """
+
+    kind: WeightKind
+    format: WeightFormat
+    active: float
+    size_bytes: int
+    multiplied: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsPlan:
+    """All weights of a model under one scheme: each by its name, summed up in groups, and what departs from the scheme."""
+
+    weights: Mapping[str, WeightPlan]
+    groups: tuple[WeightGroup, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Stored size of all weights."""
+        return sum(group.size_bytes for group in self.groups)
+
+
+# Ranking devices and schemes asks for the same ones again; an outline that is gone takes its own along.
+_PLANNED: WeakKeyDictionary[Outline, dict[QuantScheme, WeightsPlan]] = WeakKeyDictionary()
+
+
+def plan_weights(outline: Outline, scheme: QuantScheme) -> WeightsPlan:
+    """The format of each weight of the anatomy."""
+    known = _PLANNED.setdefault(outline, {})
+    if scheme not in known:
+        known[scheme] = _plan_weights(outline, scheme)
+    return known[scheme]
+
+
+def _plan_weights(outline: Outline, scheme: QuantScheme) -> WeightsPlan:
+    weights, notes = _plan_each(outline, scheme)
+    sums: dict[tuple[WeightKind, WeightFormat, float], tuple[int, int]] = {}
+    for name, plan in weights.items():
+        weight = outline.anatomy.weights[name]
+        multiplied = weight.parameters if weight.role and weight.kind not in ("embedding", "head") else 0
+        size_bytes, sum_multiplied = sums.get((weight.kind, plan.format, weight.active), (0, 0))
+        sums[weight.kind, plan.format, weight.active] = (size_bytes + plan.size_bytes, sum_multiplied + multiplied)
+    return WeightsPlan(weights, tuple(WeightGroup(*key, *sums[key]) for key in sums), notes)
+
+
+def _plan_each(outline: Outline, scheme: QuantScheme) -> tuple[dict[str, WeightPlan], tuple[str, ...]]:
     weights, layers = {}, len(outline.anatomy.caches)
     adjusted: set[str] = set()
     for name, weight in outline.anatomy.weights.items():
@@ -51,10 +103,10 @@ def plan_weights(outline: Outline, scheme: QuantScheme, notes: list[str]) -> dic
             adjusted.add(
                 f"{weight.role}: rows of {columns} take {_named(weights[name].format)} instead of {_named(form)}"
             )
-    notes.extend(sorted(adjusted))
+    notes = sorted(adjusted)
     if scheme.rounding == "gptq":
         notes.append(_price_of_calibration(scheme, weights))
-    return weights
+    return weights, tuple(notes)
 
 
 def calibrated(scheme: QuantScheme, weights: Mapping[str, WeightPlan]) -> frozenset[str]:
