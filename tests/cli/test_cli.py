@@ -24,7 +24,21 @@ STATS = {
     "dropped_messages",
     "dropped_tokens",
 }
-VERIFY_ROW = {"format", "executed", "kl_mean", "top1_agreement", "greedy_match_tokens", "status", "reason"}
+VERIFY_ROW = {
+    "format",
+    "executed",
+    "positions",
+    "kl_mean",
+    "kl_mean_interval",
+    "kl_p99",
+    "top1_agreement",
+    "top1_interval",
+    "reference_confidence",
+    "greedy_match_tokens",
+    "text",
+    "status",
+    "reason",
+}
 COMMANDS = ("convert", "run", "chat", "verify", "inspect", "targets")
 
 
@@ -210,6 +224,8 @@ def test_verify_against_the_source_repeats_the_quality_card(cli: Any, tiny_bundl
     manifest = json.loads((tiny_bundle / "edgekit.json").read_text(encoding="utf-8"))
     quality = manifest["programs"][0]["quality"]
     assert row["kl_mean"] == pytest.approx(quality["kl_mean"], rel=0.01)
+    assert row["kl_mean_interval"] == pytest.approx(quality["kl_mean_interval"], rel=0.01)
+    assert row["positions"] == quality["positions"] == 256
     assert result.code == 0
 
 
