@@ -9,8 +9,8 @@ neighbouring positions are not independent (Efron and Tibshirani, An Introductio
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +51,13 @@ class Figures:
             top1_interval=(round(self.top1_interval[0], 4), round(self.top1_interval[1], 4)),
             reference_confidence=round(self.reference_confidence, 4),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest and `verify --json` have it."""
+        return asdict(self) | {
+            "kl_mean_interval": list(self.kl_mean_interval),
+            "top1_interval": list(self.top1_interval),
+        }
 
 
 @dataclass(frozen=True, slots=True)

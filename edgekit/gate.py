@@ -120,7 +120,7 @@ def _quality_card(
     except (BundleError, ConversionError, OSError) as error:  # no room for the reference, as a rule
         return card | {"status": "not-compared", "reason": f"the reference could not be run: {error}"}, goldens
     bound = kl_bound(unfinished.program().graph.weights, source.parameters)
-    card |= asdict(figures) | {"reference": "float32 program of the same source", "kl_bound": bound}
+    card |= figures.to_json() | {"reference": "float32 program of the same source", "kl_bound": bound}
     card |= {"top1_bound": top1_bound(figures)}
     failure = _failure(figures, bound)
     if failure is None:
@@ -193,7 +193,7 @@ def _verified(measured: _Measured, program: Program, model: LoadedModel) -> dict
         return found | {"status": "failed", "reason": "greedy tokens differ from those the bundle was verified with"}
     if figures is None:
         return found | {"status": "ok", "reason": program.quality.get("reason")}
-    found |= asdict(figures) | {"text": own_text}
+    found |= figures.to_json() | {"text": own_text}
     failure = _failure(figures, kl_bound(program.graph.weights, bundle.manifest.model.get("parameters") or 0))
     return found | {"status": "failed" if failure else "ok", "reason": failure}
 
@@ -210,7 +210,7 @@ def _figures(
         if not windows:
             return figures, None
         divergence = compare_on_text(model, reference, windows, on_progress=measured.on_progress)
-    return figures, asdict(divergence.figures().rounded()) | asdict(divergence.perplexity())
+    return figures, divergence.figures().rounded().to_json() | asdict(divergence.perplexity())
 
 
 def _reference(
@@ -251,9 +251,11 @@ def _least_exact(unfinished: Bundle) -> str:
 
 
 def _what_would_work(plan: Plan) -> str:
-    """The next finer recipe, and what it takes."""
+    """The next finer recipe, and what its weights take."""
     finer = "int8" if any(weight.format.bits < 8 for weight in plan.weights.values()) else "fp32"
-    blocks = [weight for weight in plan.weights.values() if weight.form_is_blocks]
     form = RECIPES[finer].format
-    more_bytes = sum(replace(weight, format=form).size_bytes - weight.size_bytes for weight in blocks)
-    return f"use --quant {finer} ({more_bytes / 1e6:,.0f} MB more), or --allow-low-quality to keep it all the same"
+    finest = [replace(weight, format=form) if weight.form_is_blocks else weight for weight in plan.weights.values()]
+    size_bytes = sum(weight.size_bytes for weight in finest)
+    return (
+        f"use --quant {finer} ({size_bytes / 1e6:,.1f} MB of weights), or --allow-low-quality to keep it all the same"
+    )

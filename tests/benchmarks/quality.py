@@ -35,12 +35,11 @@ from speed import MEASURES, make_prompt, measure, medians, resolve_all
 from texts import PROMPTS, Reference, Text, sampled_texts, write_logits
 
 from edgekit.divergence import Divergence, Interval, log_probabilities
-from edgekit.scatter import Point, write_scatter
+from edgekit.plot import Point, scatter
 
 Row = dict[str, Any]
 OWN = "own text"
 BASES = ("onnxruntime-genai int4", "llama.cpp Q4_K_M")  # what EdgeKit's rows are compared with
-SMALLEST_KL = 1e-4  # of the plot: below it float kernels differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +85,7 @@ def summary(divergences: Mapping[str, Divergence]) -> dict[str, Row]:
     """The figures of each set of texts."""
     rows: dict[str, Row] = {}
     for name, divergence in divergences.items():
-        ratio, interval = divergence.perplexity_ratio()
-        rows[name] = {
-            **asdict(divergence.figures()),
-            "perplexity_ratio": ratio,
-            "perplexity_ratio_interval": interval,
-        }
+        rows[name] = asdict(divergence.figures()) | asdict(divergence.perplexity())
     return rows
 
 
@@ -190,20 +184,15 @@ def show(found: Row, sets: Sequence[str]) -> None:
             print(f"{name}: {reason}")
 
 
-def plot(path: Path, rows: Mapping[str, Row], main: str, title: str) -> None:
-    """Draw size against KL."""
-    points = [
-        Point(
-            name.removeprefix(row["engine"]).strip(),
-            row["engine"],
-            row["file_bytes"] / 1e6,
-            row["texts"][main]["kl_mean"],
-            row["texts"][main]["kl_mean_interval"],
-        )
-        for name, row in rows.items()
-        if "error" not in row and row["engine"] in {"edgekit", "onnxruntime-genai", "llama.cpp", "torchao"}
-    ]
-    write_scatter(path, title, "weights, MB", "mean KL against full precision, nats", points, least=SMALLEST_KL)
+def plot(rows: Mapping[str, Row], main: str, title: str) -> str:
+    """Size against KL, as an SVG."""
+    groups: dict[str, dict[str, Point]] = {}
+    for name, row in rows.items():
+        if "error" not in row:
+            figures = row["texts"][main]
+            point = Point(row["file_bytes"] / 1e6, figures["kl_mean"], *figures["kl_mean_interval"])
+            groups.setdefault(row["engine"], {})[name.removeprefix(row["engine"]).strip()] = point
+    return scatter(title, "weights, MB", "mean KL against full precision, nats", groups)
 
 
 def chosen(candidates: list[Candidate], patterns: Sequence[str]) -> list[Candidate]:
@@ -271,7 +260,7 @@ def main() -> int:
         return 1
     print(json.dumps(found)) if arguments.json else show(found, sets)
     if arguments.plot:
-        plot(arguments.plot, found["rows"], sets[0], f"{arguments.source}: size against KL")
+        arguments.plot.write_text(plot(found["rows"], sets[0], f"{arguments.source}: size against KL"), "utf-8")
     return 0
 
 

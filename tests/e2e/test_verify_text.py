@@ -61,7 +61,9 @@ def test_perplexity_is_that_of_transformers(int4_bundle: Path, tiny_model: Any, 
     text_file.write_text(content, encoding="utf-8")
     (row,) = verify_bundle(int4_bundle, reference=source, text=text_file)
     own = row["text"]
-    assert own["reference_perplexity"] == pytest.approx(_transformers_perplexity(source, content), rel=FLOAT32_PERPLEXITY)
+    assert own["reference_perplexity"] == pytest.approx(
+        _transformers_perplexity(source, content), rel=FLOAT32_PERPLEXITY
+    )
     assert own["perplexity_ratio"] == pytest.approx(own["perplexity"] / own["reference_perplexity"])
     assert own["kl_mean"] > 0
     assert own["perplexity_ratio_interval"][0] <= own["perplexity_ratio"] <= own["perplexity_ratio_interval"][1]
@@ -89,7 +91,12 @@ def test_text_without_its_reference_is_a_wrong_usage(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "cannot be read"), (b"\xff\xfe\x00", "not UTF-8 text"), (b"short", "needs at least"), (b"", "needs at least")],
+    [
+        (None, "cannot be read"),
+        (b"\xff\xfe\x00", "not UTF-8 text"),
+        (b"short", "needs at least"),
+        (b"", "needs at least"),
+    ],
 )
 def test_unusable_text_is_named(
     int4_bundle: Path, tiny_model: Any, tmp_path: Path, content: bytes | None, said: str
