@@ -24,6 +24,7 @@ __all__ = [
     "HIDDEN",
     "INPUTS",
     "OUTPUTS",
+    "DecoderEmitter",
     "EmittedDecoder",
     "WeightRegions",
     "cache_layout",
@@ -84,7 +85,7 @@ def emit_decoder(
         accuracy_level: Of MatMulNBits: 4 multiplies in int8, 0 in floats.
         data_file: Name of the weight file, beside the program.
     """
-    return _Emitter(config, weights, context, activation_bits, accuracy_level, data_file).emit()
+    return DecoderEmitter(config, weights, context, activation_bits, accuracy_level, data_file).emit()
 
 
 def emit_layer(
@@ -95,10 +96,12 @@ def emit_layer(
     Returns:
         The layer, the name of the residual stream after it, and that of this stream normed for what follows.
     """
-    return _Emitter(config, weights, context, 32, 0, data_file).emit_one(index)
+    return DecoderEmitter(config, weights, context, 32, 0, data_file).emit_one(index)
 
 
-class _Emitter:
+class DecoderEmitter:
+    """Draws the decoder, whole or in parts; the arguments are those of `emit_decoder`."""
+
     def __init__(
         self,
         config: ModelConfig,
@@ -123,20 +126,20 @@ class _Emitter:
 
     def emit(self) -> EmittedDecoder:
         self._declare_inputs(range(len(self.config.layers)))
-        hidden = self._embed()
+        hidden = self.embed()
         residual, normed = (
             hidden,
-            self._norm(hidden, "final_norm" if not self.config.layers else "layers.0.attention_norm"),
+            self.norm(hidden, "final_norm" if not self.config.layers else "layers.0.attention_norm"),
         )
         for index, layer in enumerate(self.config.layers):
             residual, normed = self._layer(index, layer, residual, normed)
-        self._logits(normed)
+        self.logits(normed)
         return self.emitted
 
     def emit_one(self, index: int) -> tuple[EmittedDecoder, str, str]:
         self._declare_inputs(range(index, index + 1))
         hidden = self.graph.input(HIDDEN, self.float_type, [1, "new", self.config.hidden_size])
-        normed = self._norm(hidden, f"layers.{index}.attention_norm")
+        normed = self.norm(hidden, f"layers.{index}.attention_norm")
         residual, normed = self._layer(index, self.config.layers[index], hidden, normed)
         for value in {residual, normed, *self.emitted.factors.values()}:
             self.graph.output(value, self.float_type, [1, "new", f"{value}.columns"])
@@ -198,7 +201,8 @@ class _Emitter:
         short, long = (graph.constant(f"rope_rows.{n}", np.array(n, np.int64)) for n in (0, self.positions))
         return graph.op("Where", [graph.op("Greater", [ROPE_LENGTH, switch], "is_long"), long, short], "first_row")
 
-    def _embed(self) -> str:
+    def embed(self) -> str:
+        """The tokens' rows of the embedding, scaled."""
         plan, regions = self.weights["embedding"], self._regions("embedding")
         graph, vocab, hidden = self.graph, self.config.vocab_size, self.config.hidden_size
         if plan.format.is_float:
@@ -232,7 +236,7 @@ class _Emitter:
     def _add_and_norm(self, residual: str, change: str, post_norm: str, next_norm: str) -> tuple[str, str]:
         """residual + change (normed first in a sandwich), and that sum normed for what follows."""
         if self.config.norm == "sandwich":
-            change = self._norm(change, post_norm)
+            change = self.norm(change, post_norm)
         total, normed = f"{change}.sum", f"{change}.normed"
         outputs = [normed, "", "", total]
         inputs = [residual, change, self._vector(next_norm)]
@@ -279,7 +283,7 @@ class _Emitter:
         query, key, value = heads.split(packed, [name + part for part in ("query", "key", "value")])
         if attention.query_key_norm:
             query, key = (
-                heads.flat(self._norm(heads.apart(part), name + norm), f"{part}.flat")
+                heads.flat(self.norm(heads.apart(part), name + norm), f"{part}.flat")
                 for part, norm in ((query, "query_norm"), (key, "key_norm"))
             )
         if layer.rope and rotation:
@@ -299,7 +303,8 @@ class _Emitter:
             active = self.graph.op("FastGelu", [gate], name + "active", domain=MICROSOFT)
         return self._linear(name + "down", self.graph.op("Mul", [active, up], name + "product"))
 
-    def _logits(self, normed: str) -> None:
+    def logits(self, normed: str) -> None:
+        """The head, from the last normed rows on."""
         softcap = self.config.logits_softcap
         role = "embedding" if self.config.tied_embeddings else "head"
         steps: list[tuple[str, str]] = []
@@ -314,6 +319,14 @@ class _Emitter:
         if half:
             self.graph.op("Cast", [value], "logits", to=TensorProto.FLOAT)
         self.graph.output(OUTPUTS["logits"], TensorProto.FLOAT, [1, "rows", self.config.vocab_size])
+
+    def share(self, role: str, regions: WeightRegions) -> None:
+        """Use a weight that another graph has put into the same file."""
+        types = {1: TensorProto.UINT8, 2: TensorProto.FLOAT16, 4: TensorProto.FLOAT}
+        for region in (regions.values, regions.scales, regions.zero_points):
+            if region:
+                self.graph.alias(region, region.name, region.shape, types[region.item_bytes])
+        self.emitted.weights[role] = regions
 
     def _last_rows(self, value: str) -> str:
         return self.graph.op("Slice", [value, INPUTS["logits_start"], "last_axis_end", "axis_1"], f"{value}.last_rows")
@@ -338,7 +351,8 @@ class _Emitter:
             K=columns, N=rows, bits=form.bits, block_size=form.block_size, accuracy_level=self.accuracy_level,
         )  # fmt: skip
 
-    def _norm(self, value: str, role: str) -> str:
+    def norm(self, value: str, role: str) -> str:
+        """The value normed with a role's weight."""
         inputs = [value, self._vector(role)]
         return self.graph.op(
             "SimplifiedLayerNormalization", inputs, f"{role}.normed", axis=-1, epsilon=self.config.norm_eps

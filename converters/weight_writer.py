@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +36,7 @@ from .packing import pack
 from .quantize import QuantizedRows, carry_over, quantize
 from .rope import rope_tables
 
-__all__ = ["write_weights"]
+__all__ = ["MOST_THREADS", "RegionFile", "open_region_file", "read_floats", "write_weights"]
 
 CHUNK_ELEMENTS = 1 << 21  # 8 MiB of float32 on each thread
 MOST_THREADS = 4  # more only multiply the memory: reading and writing are shared
@@ -85,8 +85,6 @@ def write_weights(
         SourceError: A weight is not a finite number.
         ConversionError: The disk is full or the file can't be written.
     """
-    total_bytes = emitted.builder.data_bytes
-    _check_space(path, total_bytes)
     source_bytes = sum(tensor.size_bytes for role in emitted.weights for tensor in parts[role])
 
     def write(chunk: _Chunk, guide: RoundingGuide | None) -> _Written:
@@ -95,22 +93,34 @@ def write_weights(
 
     # numpy's own threads would only wait for each other inside of ours, and guides must not depend on their number
     limit = threadpool_limits(1, user_api="blas") if guides else nullcontext()
-    try:
-        with limit, _RegionFile(path, total_bytes) as file:
-            _write_rope_tables(file, emitted)
-            written, done = [], 0
-            for result in _write_all(write, emitted, parts, guides):
-                written.append(result)
-                done += result.stored_bytes
-                if on_progress:
-                    on_progress(Progress("quantize", done, source_bytes, "bytes"))
-    except OSError as error:
-        what = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise ConversionError(f"{path.name} can't be written: {what}", hint="free some space, or use --out") from error
+    with limit, open_region_file(path, emitted.builder.data_bytes) as file:
+        _write_rope_tables(file, emitted)
+        written, done = [], 0
+        for result in _write_all(write, emitted, parts, guides):
+            written.append(result)
+            done += result.stored_bytes
+            if on_progress:
+                on_progress(Progress("quantize", done, source_bytes, "bytes"))
     return _reports(written, emitted, weights, parts)
 
 
-def _write_rope_tables(file: _RegionFile, emitted: EmittedDecoder) -> None:
+@contextmanager
+def open_region_file(path: Path, size_bytes: int) -> Iterator[RegionFile]:
+    """A new weight file.
+
+    Raises:
+        ConversionError: The disk is full or the file can't be written.
+    """
+    _check_space(path, size_bytes)
+    try:
+        with RegionFile(path, size_bytes) as file:
+            yield file
+    except OSError as error:
+        what = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise ConversionError(f"{path.name} can't be written: {what}", hint="free some space, or use --out") from error
+
+
+def _write_rope_tables(file: RegionFile, emitted: EmittedDecoder) -> None:
     for rope, tables in emitted.tables.items():
         positions = tables[0].shape[0] // (2 if rope.long_factors else 1)
         for region, table in zip(tables, rope_tables(rope, positions), strict=True):
@@ -154,7 +164,7 @@ def _chunks_of(role: str, tensors: tuple[Tensor, ...]) -> Iterator[_Chunk]:
 
 
 def _write_chunk(
-    file: _RegionFile,
+    file: RegionFile,
     chunk: _Chunk,
     plan: WeightPlan,
     regions: WeightRegions,
@@ -171,7 +181,7 @@ def _write_chunk(
         if regions.zero_points and rows.zero_points is not None:
             file.write_rows(regions.zero_points, chunk.first_row, pack(rows.zero_points, plan.format.bits))
         return _Written(chunk.role, rows.squared_error, rows.squared_weight, stored_bytes)
-    floats = _read(chunk)
+    floats = read_floats(chunk.tensor, chunk.start, chunk.stop)
     if chunk.role.endswith("_norm"):
         floats = floats + np.float32(norm_offset)
     stored = floats.astype(_float_type(regions.values))
@@ -184,10 +194,10 @@ def _quantized(chunk: _Chunk, plan: WeightPlan, guide: RoundingGuide | None, rou
     if plan.carried:
         rows = carry_over(chunk.tensor.read_blocks(chunk.start, chunk.stop))
         if not np.isfinite(rows.squared_weight):
-            raise _not_finite(chunk)
+            raise _not_finite(chunk.tensor)
         return rows
     with np.errstate(over="ignore", invalid="ignore"):
-        floats = _read(chunk)
+        floats = read_floats(chunk.tensor, chunk.start, chunk.stop)
         form = plan.format
         rows = quantize_guided(floats, form, guide) if guide else quantize(floats, form, rounding=rounding)
     if not np.isfinite(rows.squared_weight + rows.squared_error):
@@ -198,19 +208,24 @@ def _quantized(chunk: _Chunk, plan: WeightPlan, guide: RoundingGuide | None, rou
     return rows
 
 
-def _read(chunk: _Chunk) -> NDArray[np.float32]:
-    weights = chunk.tensor.read(chunk.start, chunk.stop)
+def read_floats(tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
+    """Rows of a stored tensor.
+
+    Raises:
+        SourceError: A weight is not a finite number.
+    """
+    weights = tensor.read(start, stop)
     # The sum is not finite if any weight is not; where it is only too large, each weight is looked at.
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(weights.sum())
     if suspicious and not np.isfinite(weights).all():
-        raise _not_finite(chunk)
+        raise _not_finite(tensor)
     return weights
 
 
-def _not_finite(chunk: _Chunk) -> SourceError:
+def _not_finite(tensor: Tensor) -> SourceError:
     return SourceError(
-        f"tensor {chunk.tensor.name} holds values that are not finite numbers",
+        f"tensor {tensor.name} holds values that are not finite numbers",
         hint="the checkpoint is damaged; fetch it again",
     )
 
@@ -258,7 +273,7 @@ def _reports(
     return tuple(reports)
 
 
-class _RegionFile:
+class RegionFile:
     """A weight file of known size, its regions written in any order from several threads."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
@@ -276,7 +291,7 @@ class _RegionFile:
             while data:
                 data = data[self._handle.write(data) :]
 
-    def __enter__(self) -> _RegionFile:
+    def __enter__(self) -> RegionFile:
         return self
 
     def __exit__(
