@@ -25,7 +25,7 @@ class RopeConfig:
         dim: Rotated dimensions of each head; even, at most the head's.
         kind: How frequencies are scaled. `factors` divides each by its own factor (a GGUF's `rope_freqs`).
         factor: Context extension factor of linear, llama3 and yarn.
-        original_context: Positions of the original training, where the scaling needs it.
+        original_context: Positions of the original training, where the scaling needs it or the checkpoint says it.
         low_freq_factor, high_freq_factor: Of llama3.
         beta_fast, beta_slow, truncate: Of yarn (arXiv:2309.00071).
         attention_factor: Multiplies cosine and sine (yarn, longrope).
