@@ -125,6 +125,7 @@ class DecoderEmitter:
         self.position_ids = ""
 
     def emit(self) -> EmittedDecoder:
+        """Draw the whole decoder."""
         self._declare_inputs(range(len(self.config.layers)))
         hidden = self.embed()
         residual, normed = (
@@ -137,6 +138,7 @@ class DecoderEmitter:
         return self.emitted
 
     def emit_one(self, index: int) -> tuple[EmittedDecoder, str, str]:
+        """Draw one layer, from `HIDDEN` on."""
         self._declare_inputs(range(index, index + 1))
         hidden = self.graph.input(HIDDEN, self.float_type, [1, "new", self.config.hidden_size])
         normed = self.norm(hidden, f"layers.{index}.attention_norm")
