@@ -101,7 +101,7 @@ def test_bad_source_is_refused(case: str, refused: Any, tiny_model: Any, tmp_pat
 
 
 BAD_REQUESTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "target": (("--target", "raspberri-pi-5"), "did you mean raspberry-pi-5"),
+    "target": (("--target", "raspberri-pi-5"), "did you mean raspberry-pi-5?"),
     "quantization": ((*TARGET, "--quant", "int5"), "'int5' is not known"),
     "recipe file": ((*TARGET, "--quant", "none.toml"), "none.toml cannot be read"),
     "context": ((*TARGET, "--context", "257"), "the model has 1 to 256"),
@@ -175,7 +175,7 @@ def test_disk_that_fills_up_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if place == "weights":
-        monkeypatch.setattr(weight_writer.RegionFile, "write_rows", full)
+        monkeypatch.setattr(weight_writer._RegionFile, "write_rows", full)
     else:
         monkeypatch.setattr("edgekit.pipeline._write_json", full)
     said = refused("convert", tiny_model("llama"), *TARGET, "--out", tmp_path / "a.edgekit")
