@@ -116,6 +116,7 @@ class _Emitter:
         self.position_ids = ""
 
     def emit(self) -> EmittedDecoder:
+        """See `emit_decoder`."""
         self._declare_inputs(range(len(self.config.layers)))
         hidden = self._embed()
         residual, normed = (
@@ -128,6 +129,7 @@ class _Emitter:
         return self.emitted
 
     def emit_one(self, index: int) -> tuple[EmittedDecoder, str, str]:
+        """See `emit_layer`."""
         self._declare_inputs(range(index, index + 1))
         hidden = self.graph.input(HIDDEN, self.float_type, [1, "new", self.config.hidden_size])
         normed = self._norm(hidden, f"layers.{index}.attention_norm")

@@ -175,7 +175,7 @@ def test_disk_that_fills_up_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if place == "weights":
-        monkeypatch.setattr(weight_writer._RegionFile, "write_rows", full)
+        monkeypatch.setattr(weight_writer.RegionFile, "write_rows", full)
     else:
         monkeypatch.setattr("edgekit.pipeline._write_json", full)
     said = refused("convert", tiny_model("llama"), *TARGET, "--out", tmp_path / "a.edgekit")
