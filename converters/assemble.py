@@ -16,7 +16,7 @@ from edgekit.source import Provenance, Source, Tensor, TokenizerFiles, part_shap
 
 from .architectures.fields import ConfigFields
 
-__all__ = ["assemble_source"]
+__all__ = ["assemble_source", "described_parts"]
 
 # Left-overs that published checkpoints carry and no model reads.
 _UNUSED = re.compile(r"(rotary_emb\.inv_freq|rope_freqs\.weight|rope_factors_(long|short)\.weight|\.masked_bias)$")
@@ -48,23 +48,32 @@ def assemble_source(
             of a type that is not read.
         SourceError: A tensor is missing or of another shape than the config says.
     """
+    description, parts, found = described_parts(config, origin, tensors)
+    if provenance.kind == "safetensors":  # a GGUF's types are checked as it is read
+        _check_types(parts)
+    _check_tokenizer(description, tokenizer)
+    return Source(description, tokenizer, parts, provenance, weight_files, notes + found)
+
+
+def described_parts(
+    config: Mapping[str, object], origin: str, tensors: Mapping[str, Tensor]
+) -> tuple[ModelConfig, dict[str, tuple[Tensor, ...]], tuple[str, ...]]:
+    """The description, the tensors of each role, and notes; arguments and errors as `assemble_source` has them."""
     fields = ConfigFields(config, origin)
     model_type = fields.text("model_type")
     require_supported("architecture", model_type, ARCHITECTURES, also=MULTIMODAL)
     architecture = load_attribute(ARCHITECTURES[model_type])
     description: ModelConfig = architecture.describe(fields)
+    notes: tuple[str, ...] = ()
     if description.tied_embeddings and _has_own_head(description, architecture.NAMES, tensors):
         description = replace(description, tied_embeddings=False)
-        notes += ("the head differs from the embedding and is kept, though the config says that they are one",)
+        notes = ("the head differs from the embedding and is kept, though the config says that they are one",)
     parts = {
         role: _parts_of(description, role, shape, architecture.NAMES, tensors)
         for role, shape in part_shapes(description).items()
     }
     _check_all_used(description, parts, tensors)
-    if provenance.kind == "safetensors":  # a GGUF's types are checked as it is read
-        _check_types(parts)
-    _check_tokenizer(description, tokenizer)
-    return Source(description, tokenizer, parts, provenance, weight_files, notes)
+    return description, parts, notes
 
 
 def _has_own_head(config: ModelConfig, names: Mapping[str, tuple[str, ...]], tensors: Mapping[str, Tensor]) -> bool:

@@ -72,7 +72,7 @@ def second_moments(
     """
     config = source.config
     context = max(map(len, texts))
-    states = [_embed(source.parts["embedding"], np.asarray(text, np.int64), config) for text in texts]
+    states = [embed_tokens(source.parts["embedding"], np.asarray(text, np.int64), config) for text in texts]
     normed = states
     head = roles & {"embedding" if config.tied_embeddings else "head"}
     last = len(config.layers) - 1 if head else max(int(role.split(".")[1]) for role in roles)
@@ -91,7 +91,7 @@ def second_moments(
         yield {role: total}
 
 
-def _embed(tensors: tuple[Tensor, ...], tokens: NDArray[np.int64], config: ModelConfig) -> Floats:
+def embed_tokens(tensors: tuple[Tensor, ...], tokens: NDArray[np.int64], config: ModelConfig) -> Floats:
     """Rows of the embedding, float32 [tokens, hidden]; the table is read in parts."""
     (table,) = tensors
     found = np.empty((len(tokens), table.shape[1]), np.float32)
@@ -115,7 +115,7 @@ def _run_layer(
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = THREADS
-    with _told_as_conversion_errors(index):
+    with told_as_conversion_errors(index):
         session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
     factors = {role: name for role, name in emitted.factors.items() if role in roles}
     names = list(dict.fromkeys([residual, normed, *factors.values()]))
@@ -123,7 +123,7 @@ def _run_layer(
     moments = {role: np.zeros((size, size)) for role, size in columns.items()}
     after, normed_after = [], []
     for state in states:
-        with _told_as_conversion_errors(index):
+        with told_as_conversion_errors(index):
             found = dict(zip(names, session.run(names, _feeds(config, index, state, session)), strict=True))
         after.append(found[residual][0])
         normed_after.append(found[normed][0])
@@ -133,7 +133,7 @@ def _run_layer(
 
 
 @contextmanager
-def _told_as_conversion_errors(index: int) -> Iterator[None]:
+def told_as_conversion_errors(index: int) -> Iterator[None]:
     try:
         yield
     except MemoryError:

@@ -10,7 +10,7 @@ from edgekit.source import Source
 
 from .from_safetensors import open_directory
 
-__all__ = ["open_hub"]
+__all__ = ["fetch", "open_hub"]
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "README.md"]
 _IGNORED = ["consolidated*", "*/*"]  # second copies of the weights, as Mistral publishes, and other formats'
@@ -22,12 +22,23 @@ def open_hub(location: str) -> Source:
     Raises:
         SourceError: The repository is missing, gated, or can't be reached.
     """
+    directory = fetch(location, _PATTERNS, _IGNORED)
+    # A snapshot lies in a folder named after its commit.
+    return open_directory(directory, name=location.partition("@")[0], revision=directory.name)
+
+
+def fetch(location: str, patterns: list[str], ignored: list[str]) -> Path:
+    """The folder of a snapshot of `org/name[@revision]` with the files that match, downloaded where the cache lacks them.
+
+    Raises:
+        SourceError: The repository is missing, gated, or can't be reached.
+    """
     hub = load_attribute("huggingface_hub")
     errors = load_attribute("huggingface_hub.errors")
     repository, _, revision = location.partition("@")
     try:
-        directory = hub.snapshot_download(
-            repository, revision=revision or None, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED
+        found: str = hub.snapshot_download(
+            repository, revision=revision or None, allow_patterns=patterns, ignore_patterns=ignored
         )
     except errors.GatedRepoError as error:
         raise SourceError(
@@ -47,5 +58,4 @@ def open_hub(location: str) -> Source:
             f"{repository} can't be downloaded and is not complete in the cache ({type(error).__name__})",
             hint="check the network, or HF_HUB_OFFLINE and HF_HOME; or give a directory",
         ) from error
-    commit = Path(directory).name  # a snapshot lies in a folder named after its commit
-    return open_directory(directory, name=repository, revision=commit)
+    return Path(found)

@@ -16,7 +16,7 @@ from edgekit.source import require_supported
 
 from .gguf_header import TensorEntry
 
-__all__ = ["hugging_face_config", "hugging_face_names", "permuted_heads"]
+__all__ = ["hugging_face_config", "hugging_face_names", "is_described", "permuted_heads"]
 
 _MODEL_TYPES: Mapping[str, str] = {
     "gemma2": "gemma2",
@@ -121,6 +121,12 @@ def hugging_face_config(
     if model_type in {"qwen2", "qwen3"}:
         values["sliding_window"] = None
     return values
+
+
+def is_described(metadata: Mapping[str, Any]) -> bool:
+    """True where the architecture is one that EdgeKit converts; llama's also names mixtures of experts, which are not."""
+    architecture = str(metadata.get("general.architecture"))
+    return architecture in _MODEL_TYPES and not metadata.get(f"{architecture}.expert_count")
 
 
 def _head_dim(values: Mapping[str, Any]) -> int:

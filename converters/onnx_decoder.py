@@ -19,13 +19,14 @@ from edgekit.plan import WeightPlan
 
 from .onnx_attention import AttentionHeads, rotation_is_fused
 from .onnx_graph import MICROSOFT, GraphBuilder, Region
-from .onnx_weights import StoredWeights, WeightRegions
 
 __all__ = [
     "HIDDEN",
     "INPUTS",
     "OUTPUTS",
+    "DecoderEmitter",
     "EmittedDecoder",
+    "WeightRegions",
     "cache_layout",
     "emit_decoder",
     "emit_layer",
@@ -39,15 +40,21 @@ HIDDEN = "hidden"
 _END = np.array([np.iinfo(np.int64).max], np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class WeightRegions:
+    """Where a role's arrays go: `values` alone for floats; with scales and perhaps zero points for blocks."""
+
+    values: Region
+    scales: Region | None = None
+    zero_points: Region | None = None
+
+
 @dataclass(slots=True)
 class EmittedDecoder:
-    """A finished graph and the regions that must be filled, one for each matrix that a role is kept as.
-
-    `factors`: the value that each role's weight is multiplied with.
-    """
+    """A finished graph and the regions that must be filled; `factors`: the value that each matrix is multiplied with."""
 
     builder: GraphBuilder
-    weights: dict[str, tuple[WeightRegions, ...]] = field(default_factory=dict)
+    weights: dict[str, WeightRegions] = field(default_factory=dict)
     tables: dict[RopeConfig, tuple[Region, Region]] = field(default_factory=dict)
     factors: dict[str, str] = field(default_factory=dict)
 
@@ -78,7 +85,7 @@ def emit_decoder(
         accuracy_level: Of MatMulNBits: 4 multiplies in int8, 0 in floats.
         data_file: Name of the weight file, beside the program.
     """
-    return _Emitter(config, weights, context, activation_bits, accuracy_level, data_file).emit()
+    return DecoderEmitter(config, weights, context, activation_bits, accuracy_level, data_file).emit()
 
 
 def emit_layer(
@@ -89,10 +96,12 @@ def emit_layer(
     Returns:
         The layer, the name of the residual stream after it, and that of this stream normed for what follows.
     """
-    return _Emitter(config, weights, context, 32, 0, data_file).emit_one(index)
+    return DecoderEmitter(config, weights, context, 32, 0, data_file).emit_one(index)
 
 
-class _Emitter:
+class DecoderEmitter:
+    """Draws the decoder, whole or in parts; the arguments are those of `emit_decoder`."""
+
     def __init__(
         self,
         config: ModelConfig,
@@ -102,12 +111,12 @@ class _Emitter:
         accuracy_level: int,
         data_file: str,
     ) -> None:
-        self.config = config
+        self.config, self.weights = config, weights
+        self.accuracy_level = accuracy_level
         self.float_type = TensorProto.FLOAT16 if activation_bits == 16 else TensorProto.FLOAT
         self.numpy_type = np.float16 if activation_bits == 16 else np.float32
         self.graph = GraphBuilder(data_file)
         self.emitted = EmittedDecoder(self.graph)
-        self.stored = StoredWeights(self.graph, weights, self.float_type, accuracy_level, self.emitted.weights)
         self.slides = config.positions(context) > 0
         self.positions = config.positions(context) or context
         self.heads = AttentionHeads(self.graph, config.attention)
@@ -116,23 +125,23 @@ class _Emitter:
         self.position_ids = ""
 
     def emit(self) -> EmittedDecoder:
-        """See `emit_decoder`."""
+        """Draw the whole decoder."""
         self._declare_inputs(range(len(self.config.layers)))
-        hidden = self._embed()
+        hidden = self.embed()
         residual, normed = (
             hidden,
-            self._norm(hidden, "final_norm" if not self.config.layers else "layers.0.attention_norm"),
+            self.norm(hidden, "final_norm" if not self.config.layers else "layers.0.attention_norm"),
         )
         for index, layer in enumerate(self.config.layers):
             residual, normed = self._layer(index, layer, residual, normed)
-        self._logits(normed)
+        self.logits(normed)
         return self.emitted
 
     def emit_one(self, index: int) -> tuple[EmittedDecoder, str, str]:
-        """See `emit_layer`."""
+        """Draw one layer, from `HIDDEN` on."""
         self._declare_inputs(range(index, index + 1))
         hidden = self.graph.input(HIDDEN, self.float_type, [1, "new", self.config.hidden_size])
-        normed = self._norm(hidden, f"layers.{index}.attention_norm")
+        normed = self.norm(hidden, f"layers.{index}.attention_norm")
         residual, normed = self._layer(index, self.config.layers[index], hidden, normed)
         for value in {residual, normed, *self.emitted.factors.values()}:
             self.graph.output(value, self.float_type, [1, "new", f"{value}.columns"])
@@ -194,11 +203,26 @@ class _Emitter:
         short, long = (graph.constant(f"rope_rows.{n}", np.array(n, np.int64)) for n in (0, self.positions))
         return graph.op("Where", [graph.op("Greater", [ROPE_LENGTH, switch], "is_long"), long, short], "first_row")
 
-    def _embed(self) -> str:
-        embedded = self.stored.lookup("embedding", INPUTS["tokens"], "embedded")
-        if self.config.embedding_scale == 1:
-            return embedded
-        return self.graph.op("Mul", [embedded, self._scalar("embedding_scale", self.config.embedding_scale)], "scaled")
+    def embed(self) -> str:
+        """The tokens' rows of the embedding, scaled."""
+        plan, regions = self.weights["embedding"], self._regions("embedding")
+        graph, vocab, hidden = self.graph, self.config.vocab_size, self.config.hidden_size
+        if plan.format.is_float:
+            embedded = graph.op("Gather", [regions.values.name, INPUTS["tokens"]], "embedded")
+        else:
+            bits = plan.format.bits
+            # GatherBlockQuantized wants rows of bytes, MatMulNBits of the tied head rows of blocks: the same bytes.
+            table = graph.alias(regions.values, "embedding.rows", (vocab, hidden * bits // 8), TensorProto.UINT8)
+            inputs = [table, INPUTS["tokens"], *self._scales(regions)]
+            embedded = graph.op(
+                "GatherBlockQuantized", inputs, "embedded", domain=MICROSOFT,
+                bits=bits, block_size=plan.format.block_size, quantize_axis=1, gather_axis=0,
+            )  # fmt: skip
+        if self.config.embedding_scale != 1:
+            embedded = graph.op(
+                "Mul", [embedded, self._scalar("embedding_scale", self.config.embedding_scale)], "scaled"
+            )
+        return embedded
 
     def _layer(self, index: int, layer: LayerConfig, residual: str, normed: str) -> tuple[str, str]:
         """One layer; its residual stream and the next layer's normed input."""
@@ -214,10 +238,10 @@ class _Emitter:
     def _add_and_norm(self, residual: str, change: str, post_norm: str, next_norm: str) -> tuple[str, str]:
         """residual + change (normed first in a sandwich), and that sum normed for what follows."""
         if self.config.norm == "sandwich":
-            change = self._norm(change, post_norm)
+            change = self.norm(change, post_norm)
         total, normed = f"{change}.sum", f"{change}.normed"
         outputs = [normed, "", "", total]
-        inputs = [residual, change, self.stored.vector(next_norm)]
+        inputs = [residual, change, self._vector(next_norm)]
         self.graph.op(
             "SkipSimplifiedLayerNormalization", inputs, outputs, domain=MICROSOFT, epsilon=self.config.norm_eps
         )
@@ -261,7 +285,7 @@ class _Emitter:
         query, key, value = heads.split(packed, [name + part for part in ("query", "key", "value")])
         if attention.query_key_norm:
             query, key = (
-                heads.flat(self._norm(heads.apart(part), name + norm), f"{part}.flat")
+                heads.flat(self.norm(heads.apart(part), name + norm), f"{part}.flat")
                 for part, norm in ((query, "query_norm"), (key, "key_norm"))
             )
         if layer.rope and rotation:
@@ -281,7 +305,8 @@ class _Emitter:
             active = self.graph.op("FastGelu", [gate], name + "active", domain=MICROSOFT)
         return self._linear(name + "down", self.graph.op("Mul", [active, up], name + "product"))
 
-    def _logits(self, normed: str) -> None:
+    def logits(self, normed: str) -> None:
+        """The head, from the last normed rows on."""
         softcap = self.config.logits_softcap
         role = "embedding" if self.config.tied_embeddings else "head"
         steps: list[tuple[str, str]] = []
@@ -297,22 +322,73 @@ class _Emitter:
             self.graph.op("Cast", [value], "logits", to=TensorProto.FLOAT)
         self.graph.output(OUTPUTS["logits"], TensorProto.FLOAT, [1, "rows", self.config.vocab_size])
 
+    def share(self, role: str, regions: WeightRegions) -> None:
+        """Use a weight that another graph has put into the same file."""
+        types = {1: TensorProto.UINT8, 2: TensorProto.FLOAT16, 4: TensorProto.FLOAT}
+        for region in (regions.values, regions.scales, regions.zero_points):
+            if region:
+                self.graph.alias(region, region.name, region.shape, types[region.item_bytes])
+        self.emitted.weights[role] = regions
+
     def _last_rows(self, value: str) -> str:
         return self.graph.op("Slice", [value, INPUTS["logits_start"], "last_axis_end", "axis_1"], f"{value}.last_rows")
 
     def _linear(self, role: str, value: str, *, output: str = "") -> str:
         """value times the role's weight, and its bias where it has one."""
+        form, regions = self.weights[role].format, self._regions(role)
+        output = output or role
         self.emitted.factors[role] = value
-        return self.stored.product(role, value, output or role)
+        bias = self._vector(role + "_bias") if role + "_bias" in self.weights else ""
+        if form.is_float:
+            product = f"{output}.product" if bias else output
+            # Rows of a checkpoint are outputs: multiplied transposed, they are written as they are read.
+            self.graph.op("FusedMatMul", [value, regions.values.name], product, domain=MICROSOFT, transB=1)
+            return self.graph.op("Add", [product, bias], output) if bias else output
+        rows, columns = self.weights[role].shape
+        inputs = [value, regions.values.name, *self._scales(regions)]
+        if bias:
+            inputs += [""] * (5 - len(inputs)) + [bias]
+        return self.graph.op(
+            "MatMulNBits", inputs, output, domain=MICROSOFT,
+            K=columns, N=rows, bits=form.bits, block_size=form.block_size, accuracy_level=self.accuracy_level,
+        )  # fmt: skip
 
-    def _norm(self, value: str, role: str) -> str:
-        inputs = [value, self.stored.vector(role)]
+    def norm(self, value: str, role: str) -> str:
+        """The value normed with a role's weight."""
+        inputs = [value, self._vector(role)]
         return self.graph.op(
             "SimplifiedLayerNormalization", inputs, f"{role}.normed", axis=-1, epsilon=self.config.norm_eps
         )
 
+    @staticmethod
+    def _scales(regions: WeightRegions) -> list[str]:
+        return [region.name for region in (regions.scales, regions.zero_points) if region]
+
+    def _vector(self, role: str) -> str:
+        return self._regions(role).values.name
+
     def _scalar(self, name: str, value: float) -> str:
         return self.graph.constant(name, np.array(value, self.numpy_type))
+
+    def _regions(self, role: str) -> WeightRegions:
+        """The role's places in the weight file, reserved on first use (the tied head asks for the embedding's again)."""
+        if role not in self.emitted.weights:
+            self.emitted.weights[role] = self._reserve(role, self.weights[role])
+        return self.emitted.weights[role]
+
+    def _reserve(self, role: str, plan: WeightPlan) -> WeightRegions:
+        form = plan.format
+        if form.is_float:
+            return WeightRegions(self.graph.reserve(f"{role}.weight", plan.shape, self.float_type))
+        rows, columns = plan.shape
+        blocks = -(-columns // form.block_size)
+        shape = (rows, blocks, form.block_size * form.bits // 8)
+        packed = self.graph.reserve(f"{role}.weight", shape, TensorProto.UINT8)
+        scales = self.graph.reserve(f"{role}.scales", (rows, blocks), TensorProto.FLOAT)
+        if form.symmetric:
+            return WeightRegions(packed, scales)
+        packed_zeros = (rows, -(-blocks * form.bits // 8))
+        return WeightRegions(packed, scales, self.graph.reserve(f"{role}.zero_points", packed_zeros, TensorProto.UINT8))
 
     def _rope_tables(self, rope: RopeConfig) -> tuple[Region, Region]:
         tables = self.emitted.tables

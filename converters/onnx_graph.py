@@ -22,7 +22,10 @@ MICROSOFT = "com.microsoft"
 OPSET, MICROSOFT_OPSET, IR_VERSION = 21, 1, 10
 # Regions start at page boundaries, so that a runtime can map them; small ones are packed.
 _PAGE_BYTES, _SMALL_BYTES, _SMALL_ALIGNMENT = 4096, 16384, 64
-_ITEM_BYTES: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.UINT8: 1}
+_ITEM_BYTES: dict[int, int] = {
+    TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.UINT16: 2, TensorProto.UINT8: 1, TensorProto.INT8: 1,
+    TensorProto.INT4: 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,10 @@ class Region:
     def row_bytes(self) -> int:
         """Size of one row."""
         return self.size_bytes // self.shape[0]
+
+    def part(self, name: str, first_row: int, rows: int) -> Region:
+        """Some of its rows."""
+        return Region(name, (rows, *self.shape[1:]), self.item_bytes, self.offset + first_row * self.row_bytes)
 
 
 @dataclass(slots=True)
@@ -77,13 +84,17 @@ class GraphBuilder:
         return name
 
     def reserve(self, name: str, shape: tuple[int, ...], element_type: int) -> Region:
-        """A constant in the weight file."""
-        size_bytes = prod(shape) * _ITEM_BYTES[element_type]
+        """A constant in the weight file. Two numbers of 4 bits, next to each other in a row, are one element of the region."""
+        elements = shape
+        if element_type == TensorProto.INT4:
+            shape = (*shape[:-1], shape[-1] // 2)
+        item_bytes = _ITEM_BYTES[element_type]
+        size_bytes = prod(shape) * item_bytes
         alignment = _PAGE_BYTES if size_bytes >= _SMALL_BYTES else _SMALL_ALIGNMENT
         offset = -(-self.data_bytes // alignment) * alignment
         self.data_bytes = offset + size_bytes
-        region = Region(name, shape, _ITEM_BYTES[element_type], offset)
-        self.alias(region, name, shape, element_type)
+        region = Region(name, shape, item_bytes, offset)
+        self.alias(region, name, elements, element_type)
         return region
 
     def alias(self, region: Region, name: str, shape: tuple[int, ...], element_type: int) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from edgekit.registry import MULTIMODAL
-from edgekit.source import Tensor
 
 from .architectures.fields import ConfigFields
 
@@ -21,13 +20,14 @@ _TEXT_PREFIXES = (
 )
 _LEFT_OUT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 _HEAD = "lm_head.weight"
+_Stored = TypeVar("_Stored")
 # What counts for the whole model, and is read from the outer config where both have it.
 _SHARED_KEYS = ("bos_token_id", "eos_token_id")
 
 
 def text_part(
-    config: Mapping[str, Any], origin: str, tensors: Mapping[str, Tensor]
-) -> tuple[Mapping[str, Any], str, Mapping[str, Tensor], tuple[str, ...]]:
+    config: Mapping[str, Any], origin: str, tensors: Mapping[str, _Stored]
+) -> tuple[Mapping[str, Any], str, Mapping[str, _Stored], tuple[str, ...]]:
     """The text part of a multimodal checkpoint; any other is returned as it is.
 
     Args:
@@ -55,8 +55,8 @@ def text_part(
     # Published configs say nothing of tying, and the text part's own flag does not count in transformers.
     tied = config.get("tie_word_embeddings")
     values["tie_word_embeddings"] = _HEAD not in kept if tied is None else tied
-    note = f"the text part of a {model_type} checkpoint: images are not read ({len(left_out)} tensors left out)"
-    return values, inner.origin, kept, (note,)
+    counted = f" ({len(left_out)} tensors left out)" if left_out else ""
+    return values, inner.origin, kept, (f"the text part of a {model_type} checkpoint: images are not read{counted}",)
 
 
 def _text_name(name: str) -> str:

@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,18 +26,17 @@ from edgekit.errors import ConversionError, SourceError
 from edgekit.graph import TensorReport
 from edgekit.plan import WeightPlan
 from edgekit.progress import Progress, ProgressFn
-from edgekit.quant import Rounding, WeightFormat
+from edgekit.quant import Rounding
 from edgekit.source import Tensor
 
 from .gptq import RoundingGuide, quantize_guided
-from .onnx_decoder import EmittedDecoder
+from .onnx_decoder import EmittedDecoder, WeightRegions
 from .onnx_graph import Region
-from .onnx_weights import WeightRegions
 from .packing import pack
 from .quantize import QuantizedRows, carry_over, quantize
 from .rope import rope_tables
 
-__all__ = ["write_weights"]
+__all__ = ["MOST_THREADS", "RegionFile", "open_region_file", "read_floats", "write_weights"]
 
 CHUNK_ELEMENTS = 1 << 21  # 8 MiB of float32 on each thread
 MOST_THREADS = 4  # more only multiply the memory: reading and writing are shared
@@ -45,10 +44,9 @@ MOST_THREADS = 4  # more only multiply the memory: reading and writing are share
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Rows [start, stop) of one stored tensor, which become rows `first_row` and on of a matrix of a role's weight."""
+    """Rows [start, stop) of one stored tensor, which become rows `first_row` and on of a role's weight."""
 
     role: str
-    matrix: int
     tensor: Tensor
     start: int
     stop: int
@@ -58,7 +56,6 @@ class _Chunk:
 @dataclass(frozen=True, slots=True)
 class _Written:
     role: str
-    matrix: int
     squared_error: float
     squared_weight: float
     stored_bytes: int
@@ -88,33 +85,42 @@ def write_weights(
         SourceError: A weight is not a finite number.
         ConversionError: The disk is full or the file can't be written.
     """
-    total_bytes = emitted.builder.data_bytes
-    _check_space(path, total_bytes)
     source_bytes = sum(tensor.size_bytes for role in emitted.weights for tensor in parts[role])
 
     def write(chunk: _Chunk, guide: RoundingGuide | None) -> _Written:
-        plan = weights[chunk.role].matrices[chunk.matrix]
-        regions = emitted.weights[chunk.role][chunk.matrix]
+        plan, regions = weights[chunk.role], emitted.weights[chunk.role]
         return _write_chunk(file, chunk, plan, regions, guide, rounding, config.norm_offset)
 
     # numpy's own threads would only wait for each other inside of ours, and guides must not depend on their number
     limit = threadpool_limits(1, user_api="blas") if guides else nullcontext()
-    try:
-        with limit, _RegionFile(path, total_bytes) as file:
-            _write_rope_tables(file, emitted)
-            written, done = [], 0
-            for result in _write_all(write, emitted, weights, parts, guides):
-                written.append(result)
-                done += result.stored_bytes
-                if on_progress:
-                    on_progress(Progress("quantize", done, source_bytes, "bytes"))
-    except OSError as error:
-        what = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise ConversionError(f"{path.name} can't be written: {what}", hint="free some space, or use --out") from error
+    with limit, open_region_file(path, emitted.builder.data_bytes) as file:
+        _write_rope_tables(file, emitted)
+        written, done = [], 0
+        for result in _write_all(write, emitted, parts, guides):
+            written.append(result)
+            done += result.stored_bytes
+            if on_progress:
+                on_progress(Progress("quantize", done, source_bytes, "bytes"))
     return _reports(written, emitted, weights, parts)
 
 
-def _write_rope_tables(file: _RegionFile, emitted: EmittedDecoder) -> None:
+@contextmanager
+def open_region_file(path: Path, size_bytes: int) -> Iterator[RegionFile]:
+    """A new weight file.
+
+    Raises:
+        ConversionError: The disk is full or the file can't be written.
+    """
+    _check_space(path, size_bytes)
+    try:
+        with RegionFile(path, size_bytes) as file:
+            yield file
+    except OSError as error:
+        what = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise ConversionError(f"{path.name} can't be written: {what}", hint="free some space, or use --out") from error
+
+
+def _write_rope_tables(file: RegionFile, emitted: EmittedDecoder) -> None:
     for rope, tables in emitted.tables.items():
         positions = tables[0].shape[0] // (2 if rope.long_factors else 1)
         for region, table in zip(tables, rope_tables(rope, positions), strict=True):
@@ -124,22 +130,17 @@ def _write_rope_tables(file: _RegionFile, emitted: EmittedDecoder) -> None:
 def _write_all(
     write: _Write,
     emitted: EmittedDecoder,
-    weights: Mapping[str, WeightPlan],
     parts: Mapping[str, tuple[Tensor, ...]],
     guides: Iterable[Mapping[str, RoundingGuide]],
 ) -> Iterator[_Written]:
     """Write what the guides are for as they come, then all else."""
-
-    def chunks(roles: Iterable[str]) -> Iterator[_Chunk]:
-        return (chunk for role in roles for chunk in _chunks_of(role, weights[role], parts[role]))
-
     waiting = dict.fromkeys(emitted.weights)
     for some in guides:
-        yield from _in_parallel(write, ((chunk, some[chunk.role]) for chunk in chunks(some)))
+        yield from _in_parallel(write, ((c, some[role]) for role in some for c in _chunks_of(role, parts[role])))
         for role in some:
             del waiting[role]
         del some  # gone before the next are made: they take memory
-    yield from _in_parallel(write, ((chunk, None) for chunk in chunks(waiting)))
+    yield from _in_parallel(write, ((c, None) for role in waiting for c in _chunks_of(role, parts[role])))
 
 
 def _check_space(path: Path, size_bytes: int) -> None:
@@ -151,30 +152,19 @@ def _check_space(path: Path, size_bytes: int) -> None:
         )
 
 
-def _chunks_of(role: str, plan: WeightPlan, tensors: tuple[Tensor, ...]) -> Iterator[_Chunk]:
-    for matrix, parts in enumerate(_by_matrix(plan, tensors)):
-        first_row = 0
-        for tensor in parts:
-            rows = tensor.shape[0]
-            columns = int(np.prod(tensor.shape[1:], dtype=np.int64))
-            step = max(CHUNK_ELEMENTS // columns, 1)
-            for start in range(0, rows, step):
-                yield _Chunk(role, matrix, tensor, start, min(start + step, rows), first_row + start)
-            first_row += rows
-
-
-def _by_matrix(plan: WeightPlan, tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-    """The stored tensors of each matrix that a weight is kept as."""
-    rest = iter(tensors)
-    for matrix in plan.matrices:
-        mine: list[Tensor] = []
-        while sum(tensor.shape[0] for tensor in mine) < matrix.shape[0]:
-            mine.append(next(rest))
-        yield tuple(mine)
+def _chunks_of(role: str, tensors: tuple[Tensor, ...]) -> Iterator[_Chunk]:
+    first_row = 0
+    for tensor in tensors:
+        rows = tensor.shape[0]
+        columns = int(np.prod(tensor.shape[1:], dtype=np.int64))
+        step = max(CHUNK_ELEMENTS // columns, 1)
+        for start in range(0, rows, step):
+            yield _Chunk(role, tensor, start, min(start + step, rows), first_row + start)
+        first_row += rows
 
 
 def _write_chunk(
-    file: _RegionFile,
+    file: RegionFile,
     chunk: _Chunk,
     plan: WeightPlan,
     regions: WeightRegions,
@@ -190,27 +180,24 @@ def _write_chunk(
             file.write_rows(regions.scales, chunk.first_row, rows.scales)
         if regions.zero_points and rows.zero_points is not None:
             file.write_rows(regions.zero_points, chunk.first_row, pack(rows.zero_points, plan.format.bits))
-        if regions.offsets and rows.offsets is not None:
-            file.write_rows(regions.offsets, chunk.first_row, rows.offsets)
-        return _Written(chunk.role, chunk.matrix, rows.squared_error, rows.squared_weight, stored_bytes)
-    floats = _read(chunk)
+        return _Written(chunk.role, rows.squared_error, rows.squared_weight, stored_bytes)
+    floats = read_floats(chunk.tensor, chunk.start, chunk.stop)
     if chunk.role.endswith("_norm"):
         floats = floats + np.float32(norm_offset)
     stored = floats.astype(_float_type(regions.values))
     file.write_rows(regions.values, chunk.first_row, stored)
     difference = stored.astype(np.float32) - floats if stored.dtype != floats.dtype else np.zeros(1, np.float32)
-    error, weight = float(np.vdot(difference, difference)), float(np.vdot(floats, floats))
-    return _Written(chunk.role, chunk.matrix, error, weight, stored_bytes)
+    return _Written(chunk.role, float(np.vdot(difference, difference)), float(np.vdot(floats, floats)), stored_bytes)
 
 
 def _quantized(chunk: _Chunk, plan: WeightPlan, guide: RoundingGuide | None, rounding: Rounding) -> QuantizedRows:
     if plan.carried:
         rows = carry_over(chunk.tensor.read_blocks(chunk.start, chunk.stop))
         if not np.isfinite(rows.squared_weight):
-            raise _not_finite(chunk)
+            raise _not_finite(chunk.tensor)
         return rows
     with np.errstate(over="ignore", invalid="ignore"):
-        floats = _read(chunk)
+        floats = read_floats(chunk.tensor, chunk.start, chunk.stop)
         form = plan.format
         rows = quantize_guided(floats, form, guide) if guide else quantize(floats, form, rounding=rounding)
     if not np.isfinite(rows.squared_weight + rows.squared_error):
@@ -221,19 +208,24 @@ def _quantized(chunk: _Chunk, plan: WeightPlan, guide: RoundingGuide | None, rou
     return rows
 
 
-def _read(chunk: _Chunk) -> NDArray[np.float32]:
-    weights = chunk.tensor.read(chunk.start, chunk.stop)
+def read_floats(tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
+    """Rows of a stored tensor.
+
+    Raises:
+        SourceError: A weight is not a finite number.
+    """
+    weights = tensor.read(start, stop)
     # The sum is not finite if any weight is not; where it is only too large, each weight is looked at.
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(weights.sum())
     if suspicious and not np.isfinite(weights).all():
-        raise _not_finite(chunk)
+        raise _not_finite(tensor)
     return weights
 
 
-def _not_finite(chunk: _Chunk) -> SourceError:
+def _not_finite(tensor: Tensor) -> SourceError:
     return SourceError(
-        f"tensor {chunk.tensor.name} holds values that are not finite numbers",
+        f"tensor {tensor.name} holds values that are not finite numbers",
         hint="the checkpoint is damaged; fetch it again",
     )
 
@@ -262,31 +254,26 @@ def _reports(
     parts: Mapping[str, tuple[Tensor, ...]],
 ) -> tuple[TensorReport, ...]:
     reports = []
-    for role, matrices in emitted.weights.items():
-        plan = weights[role]
-        for index, (form, stored) in enumerate(zip(plan.matrices, _by_matrix(plan, parts[role]), strict=True)):
-            mine = [part for part in written if (part.role, part.matrix) == (role, index)]
-            reports.append(_report(role, form.format, matrices[index], stored, mine))
+    for role, regions in emitted.weights.items():
+        mine = sorted((part.squared_error, part.squared_weight) for part in written if part.role == role)
+        error, weight = (sum(column) for column in zip(*mine, strict=True))
+        form = weights[role].format
+        places = (regions.values, regions.scales, regions.zero_points)
+        reports.append(
+            TensorReport(
+                role=role,
+                stored=" + ".join(dict.fromkeys(tensor.dtype for tensor in parts[role])),
+                bits=regions.values.item_bytes * 8 if form.is_float else form.bits,
+                block_size=form.block_size,
+                size_bytes=sum(region.size_bytes for region in places if region),
+                source_bytes=sum(tensor.size_bytes for tensor in parts[role]),
+                relative_error=float(f"{(error / weight) ** 0.5 if weight else 0.0:.4g}"),
+            )
+        )
     return tuple(reports)
 
 
-def _report(
-    role: str, form: WeightFormat, regions: WeightRegions, stored: tuple[Tensor, ...], written: list[_Written]
-) -> TensorReport:
-    sums = sorted((part.squared_error, part.squared_weight) for part in written)
-    error, weight = (sum(column) for column in zip(*sums, strict=True))
-    return TensorReport(
-        role=role,
-        stored=" + ".join(dict.fromkeys(tensor.dtype for tensor in stored)),
-        bits=regions.values.item_bytes * 8 if form.is_float else form.bits,
-        block_size=form.block_size,
-        size_bytes=regions.size_bytes,
-        source_bytes=sum(tensor.size_bytes for tensor in stored),
-        relative_error=float(f"{(error / weight) ** 0.5 if weight else 0.0:.4g}"),
-    )
-
-
-class _RegionFile:
+class RegionFile:
     """A weight file of known size, its regions written in any order from several threads."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
@@ -304,7 +291,7 @@ class _RegionFile:
             while data:
                 data = data[self._handle.write(data) :]
 
-    def __enter__(self) -> _RegionFile:
+    def __enter__(self) -> RegionFile:
         return self
 
     def __exit__(

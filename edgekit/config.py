@@ -25,7 +25,7 @@ class RopeConfig:
         dim: Rotated dimensions of each head; even, at most the head's.
         kind: How frequencies are scaled. `factors` divides each by its own factor (a GGUF's `rope_freqs`).
         factor: Context extension factor of linear, llama3 and yarn.
-        original_context: Positions of the original training, where the scaling needs it.
+        original_context: Positions of the original training, where the scaling needs it or the checkpoint says it.
         low_freq_factor, high_freq_factor: Of llama3.
         beta_fast, beta_slow, truncate: Of yarn (arXiv:2309.00071).
         attention_factor: Multiplies cosine and sine (yarn, longrope).
@@ -129,8 +129,3 @@ class ModelConfig:
     def positions(self, context: int) -> int:
         """Tokens that a sequence may reach with a cache of `context`, where its layers slide over it; 0 where they don't."""
         return self.context if 0 < self.window < context < self.context else 0
-
-    def kv_bytes(self, context: int, *, element_bytes: int = 4) -> int:
-        """Size of the key-value cache for one sequence of `context` tokens."""
-        per_token = 2 * self.attention.kv_heads * self.attention.stored_head_dim * element_bytes
-        return per_token * context * len(self.layers)

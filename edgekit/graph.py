@@ -43,10 +43,7 @@ class CacheLayout:
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """How one weight was stored; one kept in several matrices (see `WeightPlan.pieces`) has a report for each.
-
-    `relative_error` is the root of squared error over squared weight; 0 is exact.
-    """
+    """How one weight was stored. `relative_error` is the root of squared error over squared weight; 0 is exact."""
 
     role: str
     stored: str

@@ -17,6 +17,8 @@ from edgekit.describe import NOT_VERIFIED, describe
 from edgekit.errors import ConversionError, SourceError
 from edgekit.gate import oversize, verify_program
 from edgekit.graph import Graph
+from edgekit.lint import linted
+from edgekit.outline import outline_of
 from edgekit.plan import make_plan
 from edgekit.progress import ProgressFn
 from edgekit.registry import CONVERTERS, load_attribute
@@ -58,7 +60,9 @@ def convert(
         EdgeKitError: See `edgekit.errors`; then nothing is written.
     """
     opened = open_source(source)
-    plan = make_plan(opened, load_target(target), quant=quant, context=context, format=format)
+    device = load_target(target)
+    plan = make_plan(opened, device, quant=quant, context=context, format=format)
+    plan = linted(outline_of(opened), device, plan)
     too_large = oversize(opened, plan)
     if too_large and not allow_low_quality:
         raise ConversionError(too_large, hint="use a smaller block size, --quant fp32, or --allow-low-quality")

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Protocol
 
-__all__ = ["Point", "bars", "lines"]
+__all__ = ["Point", "bars", "lines", "scatter"]
 
 COLORS = ("#1f6feb", "#8bb8f8", "#b0793a", "#e0bd90", "#5f7d5a", "#b5cdb0")
 WIDTH, LEFT, RIGHT, BAR, GAP, TOP = 760, 130, 50, 13, 16, 64
@@ -15,6 +16,8 @@ LEGEND_COLUMNS, LEGEND_STEP = 3, 18
 # Of a chart with two axes: the room beside and below the drawn area, and its height.
 AXIS_LEFT, AXIS_RIGHT, AXIS_BOTTOM, AREA_HEIGHT = 70, 30, 50, 260
 TICKS = 6
+# Of a chart with names beside its points: room for the last name, and how much room a name takes.
+SCATTER_HEIGHT, NAMES_RIGHT, LETTER_WIDTH, NAME_HEIGHT = 400, 150, 5.4, 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,86 @@ def lines(
     return "\n".join([*parts, "</svg>\n"])
 
 
+def scatter(
+    title: str, x_label: str, y_label: str, groups: Mapping[str, Mapping[str, Point]], *, least: float = 1e-4
+) -> str:
+    """Points with their names beside them, one colour for each group, on a logarithmic y axis.
+
+    Args:
+        least: Where the y axis ends; what is smaller is drawn there.
+
+    Raises:
+        ValueError: There is no point, or one is not finite.
+    """
+    points = [point for named in groups.values() for point in named.values()]
+    if not points or not all(math.isfinite(value) for point in points for value in (point.x, point.y)):
+        raise ValueError("a chart needs points with finite numbers")
+    top = _below_legend(list(groups))
+    area = _LogArea.around(points, top, least)
+    parts = _opening(top + SCATTER_HEIGHT + AXIS_BOTTOM, title, f"{y_label} (logarithmic)", list(groups))
+    parts += [*area.axes(), _text((AXIS_LEFT + WIDTH) / 2, top + SCATTER_HEIGHT + 40, x_label, anchor="middle")]
+    marks = [
+        (point, name, _color(place)) for place, named in enumerate(groups.values()) for name, point in named.items()
+    ]
+    taken: list[tuple[float, float, float]] = []  # left, right and height of the names so far
+    for point, name, color in sorted(marks, key=lambda mark: -mark[0].y):
+        parts += _drawn([point], area, color, joined=False)
+        left, height = area.x(point.x) + 6, area.y(point.y) + 4
+        right = left + LETTER_WIDTH * len(name)
+        while any(left < b and a < right and abs(height - other) < NAME_HEIGHT for a, b, other in taken):
+            height += 2  # down, past the names that are there
+        taken.append((left, right, height))
+        parts.append(_text(left, height, name, size=10))
+    return "\n".join([*parts, "</svg>\n"])
+
+
+class _Placed(Protocol):
+    """Where values lie on the picture."""
+
+    def x(self, value: float) -> float: ...
+
+    def y(self, value: float) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _LogArea:
+    """Where values lie on a picture whose y axis is logarithmic, with room for names on the right."""
+
+    top: int
+    x_ticks: Sequence[float]
+    powers: range  # of ten, on the y axis
+    least: float
+
+    @classmethod
+    def around(cls, points: Sequence[Point], top: int, least: float) -> _LogArea:
+        heights = [
+            max(value, least) for point in points for value in (point.y, point.low, point.high) if value is not None
+        ]
+        first, last = math.floor(math.log10(min(heights))), math.ceil(math.log10(max(heights)))
+        xs = [point.x for point in points]
+        return cls(top, _round_steps(min(xs), max(xs)), range(first, max(last, first + 1) + 1), least)
+
+    def x(self, value: float) -> float:
+        low, high = self.x_ticks[0], self.x_ticks[-1]
+        return AXIS_LEFT + (WIDTH - AXIS_LEFT - NAMES_RIGHT) * (value - low) / (high - low)
+
+    def y(self, value: float) -> float:
+        share = (math.log10(max(value, self.least)) - self.powers[0]) / (self.powers[-1] - self.powers[0])
+        return self.top + SCATTER_HEIGHT * (1 - max(share, 0.0))
+
+    def axes(self) -> list[str]:
+        bottom, right = self.top + SCATTER_HEIGHT, WIDTH - NAMES_RIGHT
+        parts = []
+        for power in self.powers:
+            height = self.y(10.0**power)
+            parts.append(_stroke(AXIS_LEFT, height, right, height, "#ddd"))
+            parts.append(_text(AXIS_LEFT - 6, height + 4, f"{10.0**power:g}", size=10, anchor="end"))
+        for tick in self.x_ticks:
+            parts.append(_stroke(self.x(tick), bottom, self.x(tick), bottom + 4, "#555"))
+            parts.append(_text(self.x(tick), bottom + 18, f"{tick:g}", size=10, anchor="middle"))
+        return [*parts, _stroke(AXIS_LEFT, bottom, right, bottom, "#555")]
+
+
 @dataclass(frozen=True, slots=True)
 class _Area:
     """Where values lie on the picture. The y axis begins at 0, so that heights compare as the values do."""
@@ -111,7 +194,7 @@ class _Area:
         return [*parts, _stroke(AXIS_LEFT, bottom, WIDTH - AXIS_RIGHT, bottom, "#555")]
 
 
-def _drawn(points: Sequence[Point], area: _Area, color: str, joined: bool) -> list[str]:
+def _drawn(points: Sequence[Point], area: _Placed, color: str, joined: bool) -> list[str]:
     parts = []
     if joined and len(points) > 1:
         path = " ".join(f"{area.x(point.x):.1f},{area.y(point.y):.1f}" for point in points)

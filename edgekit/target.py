@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import edgekit.targets
 from edgekit.errors import TargetError
@@ -187,9 +187,9 @@ class Target:
         """Threads for ONNX programs: the runtime option, or the big cores."""
         return self.options("onnx").threads or self.cpu.big_cores
 
-    def options(self, format: Format) -> RuntimeOptions:
+    def options(self, format: str) -> RuntimeOptions:
         """Options of the runtime for a format."""
-        return self.runtime.get(format, RuntimeOptions())
+        return self.runtime.get(cast("Format", format), RuntimeOptions())
 
     def to_json(self) -> dict[str, Any]:
         """For `edgekit targets --json`."""

@@ -1,15 +1,17 @@
 """Verification: a program is run and compared with the full-precision reference before a bundle is called good.
 
-Program and reference see the same tokens (`edgekit.goldens`). Mean KL divergence (reference against program, in nats, over the
-whole vocabulary) and top-1 agreement are taken over the positions that the model wrote.
+Program and reference see the same tokens: the texts that the model wrote (`edgekit.goldens`), and a user's own text
+(`edgekit.own_text`). `edgekit.divergence` says what the figures are. What the program wrote says nothing about its
+perplexity: that is measured on a user's text alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgekit.divergence import Divergence, Figures, log_probabilities
 from edgekit.goldens import MARGIN_TOLERANCE, Goldens, GoldenText, greedy_tokens
 from edgekit.progress import Progress, ProgressFn
 
@@ -19,48 +21,53 @@ if TYPE_CHECKING:
 
     from edgekit.runtimes.engine import LoadedModel
 
-__all__ = ["Comparison", "compare", "compare_with_goldens", "greedy_match"]
+__all__ = ["compare", "compare_on_text", "compare_with_goldens", "greedy_match"]
 
 TOP_TOKENS = 64
 ROWS = 64  # positions whose logits are held at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A program against the reference. KL in nats; agreement is the share of positions with the same best token."""
-
-    positions: int
-    kl_mean: float
-    kl_p99: float
-    top1_agreement: float
+UNIT = 32  # positions that intervals are drawn by: one text's neighbours are alike
 
 
 def compare(
     model: LoadedModel, reference: LoadedModel, goldens: Goldens, *, on_progress: ProgressFn | None = None
-) -> tuple[Comparison, Goldens]:
+) -> tuple[Figures, Goldens]:
     """Compare a program with the reference on the goldens' texts.
 
     Returns:
-        The comparison, and the goldens with the reference's most probable tokens.
+        The figures, and the goldens with the reference's most probable tokens.
     """
     import numpy as np
 
-    divergences, agreements, tokens, kept = [], [], list[tuple[int, ...]](), list[tuple[float, ...]]()
+    divergence, tokens, kept = Divergence(), list[tuple[int, ...]](), list[tuple[float, ...]]()
     for number, text in enumerate(goldens.texts):
-        pairs = zip(_log_probabilities(model, text), _log_probabilities(reference, text), strict=True)
-        for found, expected in pairs:
-            divergences.append((np.exp(expected) * (expected - found)).sum(-1))
-            agreements.append(found.argmax(-1) == expected.argmax(-1))
+        for expected in _add_text(divergence, model, reference, text):
             top = _top(expected)
             tokens.extend(tuple(row) for row in top.tolist())
             kept.extend(tuple(row) for row in np.take_along_axis(expected, top, -1).round(4).tolist())
         if on_progress:
             on_progress(Progress("compare", number + 1, len(goldens.texts), "texts"))
     completed = replace(goldens, top_tokens=tuple(tokens), top_log_probabilities=tuple(kept))
-    return _comparison(divergences, agreements), completed
+    return divergence.figures().rounded(), completed
 
 
-def compare_with_goldens(model: LoadedModel, goldens: Goldens) -> Comparison | None:
+def compare_on_text(
+    model: LoadedModel,
+    reference: LoadedModel,
+    texts: Sequence[GoldenText],
+    *,
+    on_progress: ProgressFn | None = None,
+) -> Divergence:
+    """Compare a program with the reference on windows of a text that neither wrote."""
+    divergence = Divergence()
+    for number, text in enumerate(texts):
+        for _ in _add_text(divergence, model, reference, text):
+            pass
+        if on_progress:
+            on_progress(Progress("compare", number + 1, len(texts), "windows"))
+    return divergence
+
+
+def compare_with_goldens(model: LoadedModel, goldens: Goldens) -> Figures | None:
     """Compare a program with the reference's stored log-probabilities; None where the bundle holds none.
 
     The KL is over the stored tokens and all others as one, which is at most the whole KL.
@@ -69,16 +76,37 @@ def compare_with_goldens(model: LoadedModel, goldens: Goldens) -> Comparison | N
 
     if not goldens.top_tokens:
         return None
-    divergences, agreements, first = [], [], 0
+    divergence, first = Divergence(), 0
     for text in goldens.texts:
         for found in _log_probabilities(model, text):
             rows = slice(first, first + len(found))
             top = np.asarray(goldens.top_tokens[rows])
             expected = np.asarray(goldens.top_log_probabilities[rows], np.float64)
-            divergences.append(_divergence_of_top(expected, np.take_along_axis(found, top, -1)))
-            agreements.append(found.argmax(-1) == top[:, 0])
+            kl = _divergence_of_top(expected, np.take_along_axis(found, top, -1))
+            same = found.argmax(-1) == top[:, 0]
+            for unit in _units(len(found)):
+                divergence.add_compared(kl[unit], same[unit], np.exp(expected[unit, 0]))
             first += len(found)
-    return _comparison(divergences, agreements)
+    return divergence.figures().rounded()
+
+
+def _add_text(
+    divergence: Divergence, model: LoadedModel, reference: LoadedModel, text: GoldenText
+) -> Iterator[NDArray[np.float64]]:
+    """Compare one text; yields the reference's log-probabilities, some rows at a time."""
+    import numpy as np
+
+    tokens, first = np.asarray(text.tokens, np.int64), text.start
+    for found, expected in zip(_log_probabilities(model, text), _log_probabilities(reference, text), strict=True):
+        followers = tokens[first : first + len(found)]
+        for unit in _units(len(found)):
+            divergence.add(expected[unit], found[unit], followers[unit])
+        first += len(found)
+        yield expected
+
+
+def _units(rows: int) -> Iterator[slice]:
+    return (slice(start, start + UNIT) for start in range(0, rows, UNIT))
 
 
 def greedy_match(model: LoadedModel, goldens: Goldens, format: str) -> tuple[int, bool]:
@@ -114,9 +142,7 @@ def _log_probabilities(model: LoadedModel, text: GoldenText) -> Iterator[NDArray
         decoder.forward(tokens[:first], rows=1, rope_length=len(text.tokens))
     for start in range(first, len(tokens), ROWS):
         part = tokens[start : start + ROWS]
-        logits = decoder.forward(part, rows=len(part), rope_length=len(text.tokens)).astype(np.float64)
-        logits -= logits.max(-1, keepdims=True)
-        yield logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        yield log_probabilities(decoder.forward(part, rows=len(part), rope_length=len(text.tokens)))
 
 
 def _top(log_probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -138,12 +164,3 @@ def _divergence_of_top(expected: NDArray[np.float64], found: NDArray[np.float64]
     rest_found = np.maximum(1 - np.exp(found).sum(-1), smallest)
     stored = (np.exp(expected) * (expected - found)).sum(-1)
     return np.asarray(stored + rest_expected * np.log(rest_expected / rest_found))
-
-
-def _comparison(divergences: list[NDArray[np.float64]], agreements: list[NDArray[np.bool_]]) -> Comparison:
-    """Rounded, so that the last bits of a sum do not change a bundle's bytes."""
-    import numpy as np
-
-    kl, same = np.concatenate(divergences), np.concatenate(agreements)
-    mean, p99 = max(float(kl.mean()), 0.0), max(float(np.quantile(kl, 0.99)), 0.0)
-    return Comparison(len(kl), float(f"{mean:.4g}"), float(f"{p99:.4g}"), round(float(same.mean()), 4))

@@ -51,7 +51,8 @@ def rope_from(
         return _yarn(fields, scaling, theta, dim)
     if kind == "longrope":
         return _longrope(fields, scaling, theta, dim)
-    return RopeConfig(theta, dim)
+    # Said of a checkpoint that names no scaling: `edgekit.lint` asks whether it got lost.
+    return RopeConfig(theta, dim, original_context=_original_context(fields, scaling, default=0))
 
 
 def rope_settings(fields: ConfigFields) -> ConfigFields:
@@ -71,11 +72,13 @@ def _rotated(fields: ConfigFields, scaling: ConfigFields, head_dim: int) -> int:
     return dim
 
 
-def _original_context(fields: ConfigFields, scaling: ConfigFields) -> int:
+def _original_context(fields: ConfigFields, scaling: ConfigFields, *, default: int | None = None) -> int:
     key = "original_max_position_embeddings"
     if fields.has(key):  # Phi-3 keeps it beside the rope settings, and that one counts
         return fields.size(key)
-    return scaling.size(key, fields.size("max_position_embeddings"))
+    if scaling.has(key):
+        return scaling.size(key)
+    return fields.size("max_position_embeddings") if default is None else default
 
 
 def _llama3(fields: ConfigFields, scaling: ConfigFields, theta: float, dim: int) -> RopeConfig:

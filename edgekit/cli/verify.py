@@ -20,14 +20,26 @@ FAILED = 1
 @click.option(
     "--reference", metavar="SOURCE", help="The checkpoint; by default the log-probabilities kept in the bundle."
 )
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A text file of your own to compare on as well, by up to 4,096 tokens spread over it.",
+)
 @threads_option
 @json_option
-def command(bundle: Path, formats: tuple[str, ...], reference: str | None, threads: int | None, as_json: bool) -> int:
+def command(
+    bundle: Path, formats: tuple[str, ...], reference: str | None, text: Path | None, threads: int | None, as_json: bool
+) -> int:
     """Run the programs in BUNDLE and compare them with the full-precision reference."""
     from edgekit.gate import verify_bundle
 
+    if text is not None and reference is None:
+        raise click.UsageError("--text needs --reference SOURCE: the bundle remembers its own texts only")
     with progress_bars() as on_progress:
-        rows = verify_bundle(bundle, formats=formats, reference=reference, threads=threads, on_progress=on_progress)
+        rows = verify_bundle(
+            bundle, formats=formats, reference=reference, text=text, threads=threads, on_progress=on_progress
+        )
     ok = all(row["status"] == "ok" for row in rows)
     if as_json:
         print_json({"ok": ok, "programs": rows})
@@ -42,5 +54,21 @@ def _line(row: dict[str, Any]) -> str:
     if row["executed"]:
         text += f", run on {row['executed']}, {row['greedy_match_tokens']} greedy tokens match"
     if row["kl_mean"] is not None:
-        text += f", mean KL {row['kl_mean']:.3g}, top-1 agreement {row['top1_agreement']:.1%}"
-    return text + (f" ({row['reason']})" if row["reason"] else "")
+        text += f", {_figures(row)}"
+    text += f" ({row['reason']})" if row["reason"] else ""
+    if own := row["text"]:
+        low, high = own["perplexity_ratio_interval"]
+        text += (
+            f"\n  your text: {_figures(own)}, perplexity {own['perplexity']:.4g} against {own['reference_perplexity']:.4g}: "
+            f"{own['perplexity_ratio']:.4f} times ({low:.4f} to {high:.4f})"
+        )
+    return text
+
+
+def _figures(values: dict[str, Any]) -> str:
+    """Means with their 95% intervals."""
+    (low, high), (least, most) = values["kl_mean_interval"], values["top1_interval"]
+    return (
+        f"mean KL {values['kl_mean']:.3g} ({low:.3g} to {high:.3g}), 99th percentile {values['kl_p99']:.3g}, "
+        f"top-1 agreement {values['top1_agreement']:.1%} ({least:.1%} to {most:.1%}), {values['positions']:,} positions"
+    )

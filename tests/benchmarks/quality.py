@@ -1,12 +1,17 @@
-"""Quality of the quantized programs: how far each engine's distribution is from the full-precision model's.
+"""Quality of the quantized programs beside their size and speed: how far each engine's distribution is from full precision.
 
-Measures the mean KL divergence over the full vocabulary (nats, with a 95% interval from a bootstrap over texts), its
-99th percentile, and top-1 agreement, beside the size of the files. The text is sampled by the full-precision model
-itself (transformers, float32, temperature 1, fixed seed) from chat prompts and plain ones; every engine reads the same
-tokens, and only sampled positions count. Any Linux machine: the numbers depend a little on its kernels, not its load.
+Every engine reads the same tokens: text that the full-precision model itself samples (transformers, float32, temperature 1,
+fixed seed; chat and plain, several topics), from prompts that recipes were tuned on and from held-out ones, and a user's own
+file. For each it prints the mean KL divergence over the whole vocabulary (nats), its 99th percentile, top-1 agreement and the
+perplexity ratio (`edgekit.divergence` says what they are), the means with 95% intervals, the size of the weights, and decode
+speed: medians of alternating rounds, as in `speed.py`, which need an idle machine. Linux.
 
-    python tests/benchmarks/quality.py --source DIR_OR_sample --peers-python PEERS/bin/python
-        [--positions 2000] [--seed 0] [--json]
+    python tests/benchmarks/quality.py --source sample --off-grid --peers-python PEERS/bin/python
+        [--prompts tuned|held-out|both] [--text FILE] [--positions 2000] [--rounds 5] [--only GLOB]... [--plot FILE.svg] [--json]
+
+--off-grid measures on a copy of the checkpoint that computes the same and whose weights lie on no grid (`off_grid.py`):
+right for `sample`, whose weights were 4-bit values before. Where the source is a GGUF file, the file itself is measured too,
+carried over by EdgeKit and on llama.cpp, against its own dequantized weights.
 """
 
 from __future__ import annotations
@@ -15,216 +20,247 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from convert import CommandError, add_common_arguments, print_table, workspace
-from peers import Contender, Logits, Worker, WorkerError
-from speed import Candidate, contenders
+from builds import Candidate, contenders, of_file, variants
+from convert import CommandError, add_common_arguments, folder_for, gguf_file, print_table, workspace
+from off_grid import make_off_grid
+from peers import Contender, Worker, WorkerError, take_turns
+from speed import MEASURES, make_prompt, measure, medians, resolve_all
+from texts import PROMPTS, Reference, Text, sampled_texts, write_logits
 
-Floats = npt.NDArray[np.float64]
+from edgekit.divergence import Divergence, Interval, log_probabilities
+from edgekit.plot import Point, scatter
+
 Row = dict[str, Any]
-CHAT_PROMPTS = (
-    "Why is the sky blue?",
-    "Write a short story about a lighthouse keeper who finds a letter.",
-    "Explain how a bicycle stays upright.",
-    "Give me a recipe for vegetable soup with step-by-step instructions.",
-    "What should I see in Lisbon in two days?",
-    "Write a Python function that returns the n-th Fibonacci number.",
-    "Summarise the causes of the First World War.",
-    "How do I ask my manager for a day off? Draft the email.",
-    "What is the difference between a virus and a bacterium?",
-    "List five tips for sleeping better and say why each works.",
-)
-PLAIN_PROMPTS = (
-    "The history of the printing press begins",
-    "In this chapter we introduce the notion of a derivative. Let f be",
-    "It was raining when the train finally arrived, and",
-    "The committee announced on Tuesday that",
-    "Photosynthesis is the process by which",
-    "def read_config(path):\n",
-)
-NEW_TOKENS = 192
+OWN = "own text"
+BASES = ("onnxruntime-genai int4", "llama.cpp Q4_K_M")  # what EdgeKit's rows are compared with
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One sampled text; `tokens[start:]` were sampled."""
+class TextSet:
+    """Texts of one kind, and the files of the reference's logits."""
 
-    tokens: list[int]
-    start: int
-
-
-class Reference:
-    """The full-precision model on transformers."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        torch.set_num_threads(threads)
-        self._torch: Any = torch
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
-
-    def _prompts(self) -> list[str]:
-        plain = [*PLAIN_PROMPTS]
-        if not self._tokenizer.chat_template:
-            return [*plain, *CHAT_PROMPTS]
-        chats: list[list[dict[str, str]]] = [[{"role": "user", "content": text}] for text in CHAT_PROMPTS]
-        return [*plain, *self._tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)]
-
-    def sample(self, positions: int, seed: int) -> list[Sample]:
-        """Continue every prompt, over and over, until at least `positions` tokens are sampled."""
-        samples: list[Sample] = []
-        self._torch.manual_seed(seed)
-        self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
-        batch = self._tokenizer(self._prompts(), return_tensors="pt", padding=True, add_special_tokens=False)
-        pads = (batch["attention_mask"] == 0).sum(dim=1).tolist()
-        width = batch["input_ids"].shape[1]
-        options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": NEW_TOKENS}
-        ends = self._model.generation_config.eos_token_id
-        stops = set(ends if isinstance(ends, list) else [ends])
-        while sum(len(sample.tokens) - sample.start for sample in samples) < positions:
-            rows = self._model.generate(**batch, **options, pad_token_id=self._tokenizer.pad_token_id).tolist()
-            for row, pad in zip(rows, pads, strict=True):
-                end = next((i + 1 for i, token in enumerate(row) if i >= width and token in stops), len(row))
-                samples.append(Sample(row[pad:end], width - pad))
-        return samples
-
-    def logits(self, tokens: Sequence[int]) -> Logits:
-        """The logits after every token."""
-        with self._torch.inference_mode():
-            logits = self._model(self._torch.tensor([list(tokens)])).logits[0]
-        return np.asarray(logits.numpy(), dtype=np.float32)
+    name: str
+    texts: list[Text]
+    expected: list[Path]
 
 
-def load_samples(reference: Reference, cache: Path, positions: int, seed: int) -> list[Sample]:
-    """The sampled texts, from the cache when the same ones were asked for before."""
-    file = cache / f"samples-{positions}-{seed}.json"
-    if not file.exists():
-        samples = reference.sample(positions, seed)
-        file.write_text(json.dumps([[sample.tokens, sample.start] for sample in samples]))
-    return [Sample(tokens, start) for tokens, start in json.loads(file.read_text())]
+def read_text_sets(source: Path, work: Path, folder: Path, arguments: argparse.Namespace) -> list[TextSet]:
+    """All texts, read by the full-precision model; the first set is the one that the table's main columns show.
+
+    Raises:
+        CommandError: The user's file can't be used.
+    """
+    reference = Reference(source, arguments.threads)
+    names = [name for name in ("held-out", "tuned") if arguments.prompts in {name, "both"}]
+    found = {name: sampled_texts(reference, name, work, arguments.positions, arguments.seed) for name in names}
+    if arguments.text:
+        found[OWN] = reference.read(arguments.text, arguments.positions)
+    sets = []
+    for number, (name, texts) in enumerate(found.items()):
+        (folder / str(number)).mkdir()
+        sets.append(TextSet(name, texts, list(write_logits(reference, texts, folder / str(number)))))
+    return sets
 
 
-def log_softmax(logits: Logits) -> Logits:
-    """Log-probabilities along the last axis."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), dtype=np.float32)
-
-
-@dataclass(slots=True)
-class Divergence:
-    """What one contender's logits gave: per sequence, KL and agreement at each position."""
-
-    kl: list[Floats]
-    same: list[npt.NDArray[np.bool_]]
-
-    def add(self, reference: Logits, logits: Logits) -> None:
-        """Compare the logits of one sequence."""
-        expected, actual = log_softmax(reference), log_softmax(logits)
-        self.kl.append((np.exp(expected) * (expected - actual)).sum(axis=-1, dtype=np.float64))
-        self.same.append(reference.argmax(axis=-1) == logits.argmax(axis=-1))
-
-    def interval(self, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-        """The 95% bootstrap interval of the mean KL; it draws whole texts, whose positions are not independent."""
-        sums, counts = np.array([kl.sum() for kl in self.kl]), np.array([len(kl) for kl in self.kl])
-        picks = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
-        means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
-        return float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
-
-    def summary(self) -> Row:
-        """The figures of one row."""
-        kl, same = np.concatenate(self.kl), np.concatenate(self.same)
-        low, high = self.interval()
-        return {
-            "kl_mean": float(kl.mean()),
-            "kl_low": low,
-            "kl_high": high,
-            "kl_p99": float(np.percentile(kl, 99)),
-            "top1_agreement": float(same.mean()),
-            "positions": len(kl),
-        }
-
-
-def sampled_rows(samples: list[Sample], logits_of: Callable[[Sequence[int]], Logits]) -> Iterator[Logits]:
-    """The logits that predict the sampled tokens, one array per text."""
-    for sample in samples:
-        yield logits_of(sample.tokens[:-1])[sample.start - 1 :]
-
-
-def compare(contender: Contender, samples: list[Sample], expected: list[Path], threads: int) -> Row:
-    """One row of the table."""
-    divergence = Divergence([], [])
+def compare(contender: Contender, sets: Sequence[TextSet], threads: int) -> tuple[int, dict[str, Divergence]]:
+    """One engine's size in bytes, and how far it is from the reference on each set of texts."""
+    found = {texts.name: Divergence() for texts in sets}
     with Worker(contender, threads=threads, context=1024) as worker:
-        for path, logits in zip(expected, sampled_rows(samples, worker.logits), strict=True):
-            divergence.add(np.load(path), logits)
-    return {"name": contender.name, "file_bytes": contender.file_bytes, **divergence.summary()}
+        for texts in sets:
+            for text, path in zip(texts.texts, texts.expected, strict=True):
+                logits = worker.logits(text.tokens[:-1])[text.start - 1 :]
+                followers = np.asarray(text.tokens[text.start :])
+                found[texts.name].add(log_probabilities(np.load(path)), log_probabilities(logits), followers)
+        return contender.file_bytes or worker.weight_bytes(), found
 
 
-def write_reference(reference: Reference, samples: list[Sample], folder: Path) -> list[Path]:
-    """Write the full-precision logits of each text to a file: together they can be larger than the memory."""
-    paths = [folder / f"{index}.npy" for index in range(len(samples))]
-    for path, logits in zip(paths, sampled_rows(samples, reference.logits), strict=True):
-        np.save(path, logits)
-    return paths
-
-
-def compare_all(candidates: list[Candidate], samples: list[Sample], expected: list[Path], threads: int) -> list[Row]:
-    """The rows of the table; one that could not be made says why."""
-    rows: list[Row] = []
-    for candidate in candidates:
-        print(f"comparing {candidate.name}", file=sys.stderr)
-        try:
-            rows.append(compare(candidate.resolve(), samples, expected, threads))
-        except (CommandError, WorkerError, OSError) as error:
-            rows.append({"name": candidate.name, "error": str(error)})
+def summary(divergences: Mapping[str, Divergence]) -> dict[str, Row]:
+    """The figures of each set of texts."""
+    rows: dict[str, Row] = {}
+    for name, divergence in divergences.items():
+        rows[name] = asdict(divergence.figures()) | asdict(divergence.perplexity())
     return rows
 
 
-def show(rows: list[Row]) -> None:
-    """Print the table."""
-    cells = [
-        (
-            row["name"],
-            f"{row['file_bytes'] / 1e6:.1f}",
-            f"{row['kl_mean']:.4f}",
-            f"{row['kl_low']:.4f}-{row['kl_high']:.4f}",
-            f"{row['kl_p99']:.3f}",
-            f"{row['top1_agreement']:.4f}",
-        )
-        for row in rows
-        if "error" not in row
-    ]
-    print_table(("engine", "file MB", "mean KL", "95%", "p99 KL", "top-1"), cells)
-    for row in rows:
-        if "error" in row:
-            print(f"{row['name']}: {row['error']}")
+def measure_speed(ready: Sequence[Contender], source: Path, arguments: argparse.Namespace) -> dict[str, Row]:
+    """Speed and memory of each engine, or why it was not timed."""
+    prompt = make_prompt(source, 256)
+    runs, failed = take_turns(ready, arguments.rounds, lambda one: measure(one, prompt, 64, arguments.threads))
+    return {name: medians(rows) for name, rows in runs.items() if rows} | {
+        name: {"not_timed": row["error"]} for name, row in failed.items()
+    }
+
+
+def ratios(divergences: Mapping[str, dict[str, Divergence]], rows: Mapping[str, Row], main: str) -> list[Row]:
+    """EdgeKit's rows beside those that it is held to: bytes, KL (of the same positions) and decode speed, divided."""
+    found = []
+    for base in (name for name in BASES if name in divergences):
+        for name in (name for name in divergences if name.startswith("edgekit")):
+            ratio, interval = divergences[name][main].kl_ratio(divergences[base][main])
+            speeds = [rows[each].get(MEASURES[1], {}).get("median") for each in (name, base)]
+            found.append(
+                {
+                    "name": name,
+                    "base": base,
+                    "bytes": rows[name]["file_bytes"] / rows[base]["file_bytes"],
+                    "kl": ratio,
+                    "kl_interval": interval,
+                    "decode": speeds[0] / speeds[1] if all(speeds) else None,
+                }
+            )
+    return found
+
+
+def measure_all(candidates: list[Candidate], sets: list[TextSet], source: Path, arguments: argparse.Namespace) -> Row:
+    """The rows of the table, and EdgeKit's ratios to others."""
+    ready, failed = resolve_all(candidates)
+    rows: dict[str, Row] = dict(failed)
+    divergences: dict[str, dict[str, Divergence]] = {}
+    for contender in ready:
+        print(f"comparing {contender.name}", file=sys.stderr)
+        try:
+            size, found = compare(contender, sets, arguments.threads)
+        except WorkerError as error:
+            rows[contender.name] = {"error": str(error)}
+            continue
+        divergences[contender.name] = found
+        rows[contender.name] = {"engine": contender.engine, "file_bytes": size, "texts": summary(found)}
+    timed = [contender for contender in ready if contender.name in divergences]
+    for name, speed in measure_speed(timed, source, arguments).items():
+        rows[name] |= speed
+    ordered = {candidate.name: rows[candidate.name] for candidate in candidates}
+    return {"rows": ordered, "ratios": ratios(divergences, rows, sets[0].name)}
+
+
+def _span(interval: Interval, digits: int) -> str:
+    return f"({interval[0]:.{digits}f}-{interval[1]:.{digits}f})"
+
+
+def _cells(name: str, row: Row, sets: Sequence[str]) -> list[str]:
+    main = row["texts"][sets[0]]
+    ratio = f"{main['perplexity_ratio']:.3f} {_span(main['perplexity_ratio_interval'], 3)}"
+    agreement = f"{main['top1_agreement']:.3f} {_span(main['top1_interval'], 3)}"
+    cells = [name, f"{row['file_bytes'] / 1e6:.1f}", f"{main['kl_mean']:.4f} {_span(main['kl_mean_interval'], 4)}"]
+    cells += [f"{main['kl_p99']:.3f}", agreement, ratio]
+    for other in sets[1:]:
+        figures = row["texts"][other]
+        cells.append(f"{figures['kl_mean']:.4f}")
+        if other == OWN:
+            cells.append(f"{figures['perplexity_ratio']:.3f}")
+    speed = row.get(MEASURES[1])
+    return [*cells, f"{speed['median']:.0f} ({speed['min']:.0f}-{speed['max']:.0f})" if speed else "-"]
+
+
+def show(found: Row, sets: Sequence[str]) -> None:
+    """Print the table, the ratios, and what could not be measured."""
+    good = {name: row for name, row in found["rows"].items() if "error" not in row}
+    counts = {name: next(iter(good.values()))["texts"][name]["positions"] for name in sets} if good else {}
+    print("positions: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    others = [column for name in sets[1:] for column in (f"KL {name}", *(["ppl ratio"] if name == OWN else []))]
+    head = ["engine", "MB", f"mean KL {sets[0]} (95%)", "p99 KL", "top-1 (95%)", "perplexity ratio (95%)", *others]
+    print_table([*head, "decode tok/s"], [_cells(name, row, sets) for name, row in good.items()])
+    if found["ratios"]:
+        print()
+        cells = [
+            (
+                row["name"],
+                row["base"],
+                f"{row['bytes']:.2f}",
+                f"{row['kl']:.2f} {_span(row['kl_interval'], 2)}",
+                f"{row['decode']:.2f}" if row["decode"] else "-",
+            )
+            for row in found["ratios"]
+        ]
+        print_table(("edgekit", "divided by", "bytes", "mean KL (95%)", "decode"), cells)
+    for name, row in found["rows"].items():
+        if reason := row.get("error") or row.get("not_timed"):
+            print(f"{name}: {reason}")
+
+
+def plot(rows: Mapping[str, Row], main: str, title: str) -> str:
+    """Size against KL, as an SVG."""
+    groups: dict[str, dict[str, Point]] = {}
+    for name, row in rows.items():
+        if "error" not in row:
+            figures = row["texts"][main]
+            point = Point(row["file_bytes"] / 1e6, figures["kl_mean"], *figures["kl_mean_interval"])
+            groups.setdefault(row["engine"], {})[name.removeprefix(row["engine"]).strip()] = point
+    return scatter(title, "weights, MB", "mean KL against full precision, nats", groups)
+
+
+def chosen(candidates: list[Candidate], patterns: Sequence[str]) -> list[Candidate]:
+    """Those whose name fits a pattern; without patterns all.
+
+    Raises:
+        CommandError: None does.
+    """
+    found = [one for one in candidates if not patterns or any(fnmatch(one.name, pattern) for pattern in patterns)]
+    if not found:
+        raise CommandError(f"--only fits none of: {', '.join(one.name for one in candidates)}")
+    return found
+
+
+def off_grid_copy(source: Path, work: Path) -> Path:
+    """The copy, made once."""
+    copy = work / "off-grid"
+    if not copy.exists():
+        print("writing the off-grid copy", file=sys.stderr)
+        make_off_grid(source, copy)
+    return copy
+
+
+def arguments_of() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(parser)
+    parser.add_argument("--torchao-python", help="an interpreter that has torchao; by default that of --peers-python")
+    parser.add_argument("--off-grid", action="store_true", help="measure on a copy whose weights lie on no grid")
+    parser.add_argument(
+        "--prompts", choices=(*PROMPTS, "both"), default="both", help="those that texts are sampled from"
+    )
+    parser.add_argument("--text", type=Path, help="a text file of your own")
+    parser.add_argument("--positions", type=int, default=2000, help="of each set of texts, at least")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 leaves it out")
+    parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="names of the engines to measure")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw size against KL")
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> tuple[Row, list[str]]:
+    """Measure; the findings, and the names of the sets of texts."""
+    original, original_work = workspace(arguments)
+    source = off_grid_copy(original, original_work) if arguments.off_grid else original
+    work = folder_for(source, arguments.cache)
+    python = arguments.peers_python
+    candidates = contenders(source, work, python) + variants(source, work, python, arguments.torchao_python or python)
+    if file := gguf_file(arguments.source):
+        candidates += of_file(file, original_work, python)
+    candidates = chosen(candidates, arguments.only)
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        sets = read_text_sets(original, original_work, Path(folder), arguments)
+        found = measure_all(candidates, sets, source, arguments)
+    return found, [texts.name for texts in sets]
 
 
 def main() -> int:
     """Compare every contender with the full-precision model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_arguments(parser)
-    parser.add_argument("--positions", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    source, work = workspace(arguments)
-    reference = Reference(source, arguments.threads)
-    samples = load_samples(reference, work, arguments.positions, arguments.seed)
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        expected = write_reference(reference, samples, Path(folder))
-        del reference
-        candidates = contenders(source, work, arguments.peers_python)
-        rows = compare_all(candidates, samples, expected, arguments.threads)
-    print(json.dumps({"rows": rows})) if arguments.json else show(rows)
+    arguments = arguments_of()
+    try:
+        found, sets = run(arguments)
+    except CommandError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(found)) if arguments.json else show(found, sets)
+    if arguments.plot:
+        arguments.plot.write_text(plot(found["rows"], sets[0], f"{arguments.source}: size against KL"), "utf-8")
     return 0
 
 

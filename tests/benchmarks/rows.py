@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from convert import print_table
-from quality import CHAT_PROMPTS, PLAIN_PROMPTS
+from texts import PROMPTS
 
 TEXT_TOKENS = 256
 
@@ -74,8 +74,8 @@ def measure(bundle: str, positions: int, several: list[int]) -> list[dict[str, A
     texts = []
     with edgekit.load(bundle) as opened:
         model: Any = opened
-        prompts = [model.encode(text, _options(raw=False)).tokens for text in CHAT_PROMPTS]
-        prompts += [model.encode(text, _options(raw=True)).tokens for text in PLAIN_PROMPTS]
+        prompts = [model.encode(text, _options(raw=False)).tokens for text in PROMPTS["tuned"].chat]
+        prompts += [model.encode(text, _options(raw=True)).tokens for text in PROMPTS["tuned"].plain]
         for seed in range(-(-positions // TEXT_TOKENS)):
             texts.append(sample(model, prompts[seed % len(prompts)], seed))
         margins = np.concatenate([text.margins for text in texts])

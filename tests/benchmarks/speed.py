@@ -15,24 +15,13 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convert import (
-    CommandError,
-    add_common_arguments,
-    edgekit_command,
-    genai_command,
-    print_table,
-    require,
-    run,
-    workspace,
-    write_gguf,
-)
-from peers import Contender, Prompt, Worker, take_turns
+from builds import Candidate, contenders
+from convert import CommandError, add_common_arguments, print_table, workspace
+from engines import Prompt
+from peers import Contender, Worker, take_turns
 
 PASSAGE = """The lighthouse stood at the end of a long stone pier, and for most of the year nobody walked out to it. In
 winter the waves came over the wall and froze on the railings. The keeper had lived there for eleven years. He kept a
@@ -40,61 +29,20 @@ notebook in which he wrote the direction of the wind, the height of the baromete
 past, and in the evening he read the entries of the same day in other years. On a Tuesday in November he found a letter
 under the door. It was addressed to a man who had kept the light before him, and it had been sent thirty years ago from
 a town on the other side of the sea. """
-EDGEKIT_SCHEMES = ("int8", "int4-mixed", "int4")
-LLAMA_CPP_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
-QUANTIZE = """
-import ctypes, sys, llama_cpp
-options = llama_cpp.llama_model_quantize_default_params()
-options.nthread, options.ftype = 2, int(sys.argv[3])
-sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(options)))
-"""
 MEASURES = ("prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes")
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A contender whose artifact is still to be made."""
-
-    name: str
-    engine: str
-    python: str | None
-    make: Callable[[], Path]
-
-    def resolve(self) -> Contender:
-        """Make the artifact, or say why not."""
-        require(self.engine, self.python)
-        assert self.python
-        return Contender(self.name, self.engine, self.make(), self.python)
-
-
-def contenders(source: Path, work: Path, peers_python: str | None) -> list[Candidate]:
-    """EdgeKit's schemes and its peers' builds of one checkpoint. Bundles are made anew, peers' files once."""
-
-    def bundle(scheme: str) -> Path:
-        out = work / f"{scheme}.edgekit"
-        run(edgekit_command(source, out, scheme, "--no-verify"), work / "edgekit.log")
-        return out
-
-    def genai() -> Path:
-        out = work / "genai-int4"
-        if not (out / "genai_config.json").exists():
-            run(genai_command(source, out, str(peers_python)), work / "genai.log")
-        return out
-
-    def llama(kind: str) -> Path:
-        whole, out = work / "f16.gguf", work / f"{kind}.gguf"
-        if not whole.exists():
-            write_gguf(source, whole)
-        if not out.exists():
-            command = [str(peers_python), "-c", QUANTIZE, str(whole), str(out), str(LLAMA_CPP_TYPES[kind])]
-            run(command, work / "llama.log")
-        return out
-
-    return [
-        *(Candidate(f"edgekit {s}", "edgekit", sys.executable, partial(bundle, s)) for s in EDGEKIT_SCHEMES),
-        Candidate("onnxruntime-genai int4", "onnxruntime-genai", peers_python, genai),
-        *(Candidate(f"llama.cpp {k}", "llama.cpp", peers_python, partial(llama, k)) for k in LLAMA_CPP_TYPES),
-    ]
+def resolve_all(candidates: list[Candidate]) -> tuple[list[Contender], dict[str, dict[str, Any]]]:
+    """Make every artifact; those that could be made, and why others could not."""
+    ready: list[Contender] = []
+    failed: dict[str, dict[str, Any]] = {}
+    for candidate in candidates:
+        print(f"making {candidate.name}", file=sys.stderr)
+        try:
+            ready.append(candidate.resolve())
+        except (CommandError, OSError) as error:
+            failed[candidate.name] = {"error": str(error)}
+    return ready, failed
 
 
 def make_prompt(source: Path, length: int) -> Prompt:
@@ -117,6 +65,12 @@ def measure(contender: Contender, prompt: Prompt, new: int, threads: int) -> dic
     return dict(zip(MEASURES, values, strict=True))
 
 
+def medians(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Median and range of each measure over the rounds."""
+    values = {key: [run[key] for run in runs] for key in MEASURES}
+    return {key: {"median": statistics.median(v), "min": min(v), "max": max(v)} for key, v in values.items()}
+
+
 def measure_all(ready: list[Contender], prompt: Prompt, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """All rounds: medians and ranges of every engine, or why it did not run."""
     runs, failed = take_turns(
@@ -127,9 +81,11 @@ def measure_all(ready: list[Contender], prompt: Prompt, arguments: argparse.Name
         if contender.name in failed:
             rows[contender.name] = dict(failed[contender.name])
             continue
-        values = {key: [run[key] for run in runs[contender.name]] for key in MEASURES}
-        spread = {key: {"median": statistics.median(v), "min": min(v), "max": max(v)} for key, v in values.items()}
-        rows[contender.name] = {**spread, "engine": contender.engine, "file_bytes": contender.file_bytes}
+        rows[contender.name] = {
+            **medians(runs[contender.name]),
+            "engine": contender.engine,
+            "file_bytes": contender.file_bytes,
+        }
     return rows
 
 
@@ -165,13 +121,7 @@ def main() -> int:
     parser.add_argument("--new", type=int, default=64, help="tokens to decode")
     arguments = parser.parse_args()
     source, work = workspace(arguments)
-    ready: list[Contender] = []
-    failed: dict[str, dict[str, Any]] = {}
-    for candidate in contenders(source, work, arguments.peers_python):
-        try:
-            ready.append(candidate.resolve())
-        except (CommandError, OSError) as error:
-            failed[candidate.name] = {"error": str(error)}
+    ready, failed = resolve_all(contenders(source, work, arguments.peers_python))
     rows = measure_all(ready, make_prompt(source, arguments.prompt), arguments) | failed
     print(json.dumps({"threads": arguments.threads, "rows": rows})) if arguments.json else show(rows)
     return 0

@@ -121,4 +121,4 @@ def test_unknown_command_is_code_2(cli: Any) -> None:
 def test_unknown_target_names_the_nearest(cli: Any) -> None:
     result = cli("targets", "iphone16")
     assert result.code == 1
-    assert "hint: did you mean iphone-16?" in result.err
+    assert "hint: did you mean iphone-16" in result.err

@@ -101,7 +101,7 @@ def test_bad_source_is_refused(case: str, refused: Any, tiny_model: Any, tmp_pat
 
 
 BAD_REQUESTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "target": (("--target", "raspberri-pi-5"), "did you mean raspberry-pi-5?"),
+    "target": (("--target", "raspberri-pi-5"), "did you mean raspberry-pi-5"),
     "quantization": ((*TARGET, "--quant", "int5"), "'int5' is not known"),
     "recipe file": ((*TARGET, "--quant", "none.toml"), "none.toml cannot be read"),
     "context": ((*TARGET, "--context", "257"), "the model has 1 to 256"),

@@ -24,7 +24,21 @@ STATS = {
     "dropped_messages",
     "dropped_tokens",
 }
-VERIFY_ROW = {"format", "executed", "kl_mean", "top1_agreement", "greedy_match_tokens", "status", "reason"}
+VERIFY_ROW = {
+    "format",
+    "executed",
+    "positions",
+    "kl_mean",
+    "kl_mean_interval",
+    "kl_p99",
+    "top1_agreement",
+    "top1_interval",
+    "reference_confidence",
+    "greedy_match_tokens",
+    "text",
+    "status",
+    "reason",
+}
 COMMANDS = ("convert", "run", "chat", "verify", "inspect", "targets")
 
 
@@ -50,7 +64,8 @@ def test_command_explains_itself(cli: Any, name: str) -> None:
 
 def test_convert_prints_where_the_bundle_is_and_what_it_is_worth(cli: Any, tiny_model: Any, tmp_path: Path) -> None:
     out = tmp_path / "a.edgekit"
-    result = cli("convert", tiny_model("llama"), "--target", "raspberry-pi-5", "--out", out)
+    source = tiny_model("llama", intermediate_size=128)  # of whole blocks: no notes
+    result = cli("convert", source, "--target", "raspberry-pi-5", "--out", out)
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith(f"{out}\n")
     assert "run on onnxruntime, ok: mean KL" in result.out
@@ -210,6 +225,8 @@ def test_verify_against_the_source_repeats_the_quality_card(cli: Any, tiny_bundl
     manifest = json.loads((tiny_bundle / "edgekit.json").read_text(encoding="utf-8"))
     quality = manifest["programs"][0]["quality"]
     assert row["kl_mean"] == pytest.approx(quality["kl_mean"], rel=0.01)
+    assert row["kl_mean_interval"] == pytest.approx(quality["kl_mean_interval"], rel=0.01)
+    assert row["positions"] == quality["positions"] == 256
     assert result.code == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.plot import Point, bars, lines
+from edgekit.plot import Point, bars, lines, scatter
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</text><script>alert(1)</script>&\x00\x1b\"'"
@@ -44,6 +44,7 @@ def test_names_are_shown_as_text_and_never_run() -> None:
     for text in (
         lines(HOSTILE, HOSTILE, HOSTILE, {HOSTILE: [Point(1, 1)]}),
         bars(HOSTILE, HOSTILE, {HOSTILE: {HOSTILE: 1.0}}),
+        scatter(HOSTILE, HOSTILE, HOSTILE, {HOSTILE: {HOSTILE: Point(1, 1)}}),
     ):
         tree = ElementTree.fromstring(text)
         assert not list(tree.iter(f"{SVG}script"))
@@ -63,3 +64,21 @@ def test_every_point_is_inside_of_the_drawn_area(pairs: list[tuple[float, float]
 def test_nothing_to_draw_is_refused(points: list[Point]) -> None:
     with pytest.raises(ValueError, match="finite"):
         lines("t", "x", "y", {"s": points})
+
+
+def test_equal_ratios_take_equal_height_in_a_scatter() -> None:
+    found = circles(scatter("t", "x", "y", {"s": {str(y): Point(1, y) for y in (0.001, 0.01, 0.1)}}))
+    heights = sorted(y for _, y in found)
+    assert math.isclose(heights[1] - heights[0], heights[2] - heights[1], abs_tol=0.2)
+
+
+@given(st.lists(st.tuples(values, st.floats(0, 1e6)), min_size=1, max_size=20))
+def test_every_name_in_a_scatter_is_at_its_own_place(pairs: list[tuple[float, float]]) -> None:
+    text = scatter("t", "x", "y", {"s": {f"name {i}": Point(x, y) for i, (x, y) in enumerate(pairs)}})
+    tree = ElementTree.fromstring(text)
+    _, _, width, height = map(float, tree.attrib["viewBox"].split())
+    found = circles(text)
+    assert len(found) == len(pairs)
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in found)
+    names = [node for node in tree.iter(f"{SVG}text") if (node.text or "").startswith("name ")]
+    assert len({(node.attrib["x"], node.attrib["y"]) for node in names}) == len(pairs)

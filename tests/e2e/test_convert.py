@@ -111,7 +111,7 @@ def test_program_over_its_bound_is_refused(tiny_model: Any, tmp_path: Path, monk
         edgekit.ConversionError, match=r"over the bound of 0.0; least exact: .*layers\.\d\.\w+ \(8 bits"
     ) as error:
         edgekit.convert(tiny_model("llama"), target=TARGET, quant="int8", out=tmp_path / "a.edgekit")
-    assert error.value.hint == "use --quant fp32, or --allow-low-quality to keep it all the same"
+    assert error.value.hint == "use --quant fp32 (0.5 MB of weights), or --allow-low-quality to keep it all the same"
     assert not list(tmp_path.iterdir())
 
 

@@ -10,8 +10,7 @@ import edgekit
 from edgekit.gate import verify_bundle
 
 pytestmark = pytest.mark.slow
-# fp32 itself is torn about the first word of an answer to the first half alone: 0.08 nats.
-QUESTION = "What is the capital of France? Answer in one sentence."
+QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,122 @@
+"""Outlines: what a plan needs, read from a config or a header alone. No weight and no tokenizer is read or fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.anatomy import Anatomy, anatomy_of
+from edgekit.errors import UnsupportedError
+from edgekit.outline import Outline, UnknownModel
+from edgekit.registry import ARCHITECTURES, load_attribute
+
+from .anatomies.families import DESCRIBED, MULTIMODAL_TEXT, describe
+from .anatomies.gguf import GGUF_ARCHITECTURES, describe_gguf
+from .architectures.fields import ConfigFields
+from .assemble import described_parts
+from .from_gguf import config_and_tensors, stored_tensors
+from .from_hub import fetch
+from .gguf_config import is_described
+from .gguf_header import read_gguf_header
+from .json_files import optional_json, read_json
+from .positional_file import PositionalFile
+from .text_part import text_part
+
+__all__ = ["outline_of_directory", "outline_of_gguf", "outline_of_hub"]
+
+_CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
+
+
+def outline_of_directory(directory: str | Path, *, name: str | None = None) -> Outline | UnknownModel:
+    """Of a directory with a config.json; weights may be there or not. `name`: of the model, by default the directory's.
+
+    Raises:
+        SourceError: The config is missing or broken.
+    """
+    directory = Path(directory)
+    named = name or directory.resolve().name
+    config: Mapping[str, Any] = read_json(directory / _CONFIG)
+    weight_map = optional_json(directory / _INDEX).get("weight_map")
+    names = dict.fromkeys(weight_map) if isinstance(weight_map, dict) else {}
+    try:
+        return _from_config(named, config, str(directory / _CONFIG), names)
+    except UnsupportedError as error:
+        return UnknownModel(named, error.message)
+
+
+def outline_of_hub(location: str) -> Outline | UnknownModel:
+    """Of a hub id `org/name[@revision]`: its config is downloaded, and its list of tensors where there is one.
+
+    Raises:
+        SourceError: The repository is missing, gated, or can't be reached, or has no config.
+    """
+    repository = location.partition("@")[0]
+    return outline_of_directory(fetch(location, [_CONFIG, _INDEX], []), name=repository)
+
+
+def outline_of_gguf(path: str | Path) -> Outline | UnknownModel:
+    """Of a GGUF file's header.
+
+    Raises:
+        SourceError: It is damaged.
+    """
+    path = Path(path)
+    header = read_gguf_header(PositionalFile(path))
+    architecture = header.metadata.get("general.architecture")
+    try:
+        if is_described(header.metadata):
+            config, tensors = config_and_tensors(path, header)
+            described, parts, notes = described_parts(config, path.name, tensors)
+            return Outline(path.name, anatomy_of(described), described, parts, _quantized(tensors), notes=notes)
+        if architecture not in GGUF_ARCHITECTURES:
+            raise UnsupportedError(f"the GGUF architecture {str(architecture)[:40]!r} is not understood")
+        stored = stored_tensors(path, header)
+        anatomy, kept = describe_gguf(header.metadata, stored, path.name)
+    except UnsupportedError as error:
+        return UnknownModel(path.name, error.message)
+    return Outline(path.name, anatomy, None, kept, _quantized(stored), obstacle=_not_converted(anatomy))
+
+
+def _from_config(name: str, config: Mapping[str, Any], origin: str, names: Mapping[str, None]) -> Outline:
+    obstacle = _quantization(config)
+    if config.get("model_type") in MULTIMODAL_TEXT:
+        config, origin, notes = _text_config(config, origin)
+    else:
+        config, origin, names, notes = text_part(config, origin, names)
+    fields = ConfigFields(config, origin)
+    model_type = fields.text("model_type")
+    if model_type in ARCHITECTURES:
+        described = load_attribute(ARCHITECTURES[model_type]).describe(fields)
+        return Outline(name, anatomy_of(described), described, notes=notes, obstacle=obstacle)
+    if model_type not in DESCRIBED:
+        raise UnsupportedError(f"the architecture {model_type[:40]!r} is not understood")
+    anatomy = describe(fields)
+    return Outline(name, anatomy, None, notes=notes, obstacle=_not_converted(anatomy))
+
+
+def _text_config(config: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+    """The text part of a multimodal model that is not converted."""
+    kind = str(config["model_type"])
+    inner = ConfigFields(config, origin).nested("text_config")
+    values = {**inner.values, "model_type": inner.text("model_type", MULTIMODAL_TEXT[kind])}
+    if "tie_word_embeddings" in config and "tie_word_embeddings" not in values:
+        values["tie_word_embeddings"] = config["tie_word_embeddings"]
+    return values, inner.origin, (f"the text part of a {kind} checkpoint: images and sound are not counted",)
+
+
+def _not_converted(anatomy: Anatomy) -> str:
+    return f"EdgeKit does not convert {anatomy.model_type} yet"
+
+
+def _quantization(config: Mapping[str, Any]) -> str:
+    values = config.get("quantization_config")
+    if not values:
+        return ""
+    method = values.get("quant_method") if isinstance(values, Mapping) else None
+    named = method[:40] if isinstance(method, str) and method.isprintable() else "an unnamed method"
+    return f"EdgeKit does not read checkpoints that are quantized with {named} yet"
+
+
+def _quantized(tensors: Mapping[str, Any]) -> bool:
+    return any(tensor.dtype not in {"F32", "F16", "BF16"} for tensor in tensors.values())

@@ -1,0 +1,58 @@
+"""What runtimes make of a device's peaks, and what they take for themselves: the plan's only fitted numbers, in one place.
+
+Fitted by tests/benchmarks/plan_accuracy.py against measured peak memory and decode speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edgekit.quant import CacheFormat
+
+__all__ = ["EFFICIENCY", "Efficiency"]
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """One format and the runtime of its programs.
+
+    Attributes:
+        weight_bandwidth: By the bits of a stored weight, the share of the memory bandwidth that decoding reads it with.
+        cache_bandwidth: The same for keys and values.
+        layer_s: Time of a layer's small operators for one token, on any device.
+        prefill_compute: Share of the int8 peak that prefill reaches.
+        runtime_bytes: Interpreter, runtime and tokenizer.
+        packed: By the bits of a stored weight, bytes of the kernel's own copy for each stored byte, where the runtime
+            option `prepacking` is on.
+        prefill_chunk: Most tokens that are computed at once.
+        caches: What keys and values may be kept as, the default first.
+        whole_windows: The cache of a layer with a sliding window still holds the whole context.
+        context_multiple: What a context must be a multiple of.
+        schemes: Recipes that the format's programs can be written with; empty: any.
+    """
+
+    weight_bandwidth: Mapping[int, float]
+    cache_bandwidth: float
+    layer_s: float
+    prefill_compute: float
+    runtime_bytes: int
+    prefill_chunk: int
+    caches: tuple[CacheFormat, ...]
+    packed: Mapping[int, float] = field(default_factory=dict)
+    whole_windows: bool = True
+    context_multiple: int = 1
+    schemes: tuple[str, ...] = ()
+
+
+EFFICIENCY: Mapping[str, Efficiency] = {
+    "onnx": Efficiency(
+        weight_bandwidth={2: 0.4, 4: 0.4, 8: 0.4, 16: 0.4, 32: 0.4},
+        cache_bandwidth=0.4,
+        layer_s=0.0,
+        prefill_compute=0.25,
+        runtime_bytes=80_000_000,
+        prefill_chunk=128,  # edgekit.runtimes.sequence.PREFILL_CHUNK
+        caches=(CacheFormat.FLOAT32,),
+    ),
+}

@@ -1,0 +1,90 @@
+"""Bytes on the device, line by line: weights, cache, activations, runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from edgekit.anatomy import Anatomy, CacheKind, LayerCache, WeightKind
+from edgekit.efficiency import Efficiency
+from edgekit.quant import CacheFormat
+from edgekit.target import RuntimeOptions
+from edgekit.weight_plan import WeightGroup
+
+__all__ = ["MemoryPlan", "cache_bytes", "plan_memory"]
+
+_STATE_BYTES = 4  # of an element of a linear layer's state, which errors would add up in
+_ACTIVATION_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes of one process with one sequence of the whole context.
+
+    `total_bytes` is the sum of `weights_bytes`, `packed_bytes`, `kv_bytes`, `activations_bytes` and `runtime_bytes`;
+    `budget_bytes` is what an app may use there.
+
+    Attributes:
+        weights_bytes: As stored. Mapped ones count too: all of them are read for each token.
+        weights_mapped: They are mapped from the file: under pressure the system may drop pages, and read them again.
+        packed_bytes: Copies of weights in the kernels' own layout.
+        weights_by_kind: `weights_bytes` by class.
+        kv_by_kind: `kv_bytes` by kind of layer.
+    """
+
+    weights_bytes: int
+    packed_bytes: int
+    kv_bytes: int
+    activations_bytes: int
+    runtime_bytes: int
+    total_bytes: int
+    budget_bytes: int
+    weights_mapped: bool
+    weights_by_kind: Mapping[WeightKind, int]
+    kv_by_kind: Mapping[CacheKind, int]
+
+
+def plan_memory(
+    anatomy: Anatomy,
+    groups: Iterable[WeightGroup],
+    *,
+    context: int,
+    cache: CacheFormat,
+    efficiency: Efficiency,
+    options: RuntimeOptions,
+    budget_bytes: int,
+) -> MemoryPlan:
+    """The sums for one model, scheme, context and cache."""
+    by_kind: dict[WeightKind, int] = {}
+    packed = 0.0
+    for group in groups:
+        by_kind[group.kind] = by_kind.get(group.kind, 0) + group.size_bytes
+        packed += group.size_bytes * efficiency.packed.get(group.format.bits, 0.0) * options.prepacking
+    kv_by_kind: dict[CacheKind, int] = {}
+    for layer, count in Counter(anatomy.caches).items():
+        size = count * cache_bytes(layer, context, cache, whole_windows=efficiency.whole_windows)
+        kv_by_kind[layer.kind] = kv_by_kind.get(layer.kind, 0) + size
+    chunk = min(context, efficiency.prefill_chunk)
+    lines = {
+        "weights_bytes": sum(by_kind.values()),
+        "packed_bytes": round(packed),
+        "kv_bytes": sum(kv_by_kind.values()),
+        "activations_bytes": _ACTIVATION_BYTES * (chunk * anatomy.widest + 2 * anatomy.vocab_size),
+        "runtime_bytes": efficiency.runtime_bytes,
+    }
+    return MemoryPlan(
+        **lines,
+        total_bytes=sum(lines.values()),
+        budget_bytes=budget_bytes,
+        weights_mapped=options.mapped_weights,
+        weights_by_kind=by_kind,
+        kv_by_kind={kind: size for kind, size in kv_by_kind.items() if size},
+    )
+
+
+def cache_bytes(layer: LayerCache, context: int, cache: CacheFormat, *, whole_windows: bool) -> int:
+    """What one layer keeps of a sequence of `context` tokens; with `whole_windows` also what its window has left behind."""
+    tokens = context if whole_windows else layer.tokens(context)
+    kept = layer.per_token * tokens * cache.element_bytes + cache.scale_bytes(layer.per_token)
+    return kept + layer.state * _STATE_BYTES

@@ -1,0 +1,148 @@
+"""How each weight is stored: what a scheme means for the shapes of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from weakref import WeakKeyDictionary
+
+from edgekit.anatomy import WeightKind
+from edgekit.outline import Outline
+from edgekit.quant import BLOCK_SIZES, QuantScheme, WeightFormat
+
+__all__ = ["WeightGroup", "WeightPlan", "WeightsPlan", "calibrated", "plan_weights"]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlan:
+    """How one weight is stored. `carried`: the checkpoint's own blocks, bit for bit."""
+
+    shape: tuple[int, ...]
+    format: WeightFormat
+    carried: bool = False
+
+    @property
+    def form_is_blocks(self) -> bool:
+        """True where the weight is kept in quantized blocks."""
+        return not self.format.is_float
+
+    @property
+    def size_bytes(self) -> int:
+        """Stored size."""
+        return self.format.size_bytes(self.shape[0], prod(self.shape[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class WeightGroup:
+    """Weights that are alike for the sums: of one class and format, of which a token reads the same share.
+
+    `multiplied` are their parameters where they are matrices inside the layers, which prefill is bound by.
+    """
+
+    kind: WeightKind
+    format: WeightFormat
+    active: float
+    size_bytes: int
+    multiplied: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsPlan:
+    """All weights of a model under one scheme: each by its name, summed up in groups, and what departs from the scheme."""
+
+    weights: Mapping[str, WeightPlan]
+    groups: tuple[WeightGroup, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Stored size of all weights."""
+        return sum(group.size_bytes for group in self.groups)
+
+
+# Ranking devices and schemes asks for the same ones again; an outline that is gone takes its own along.
+_PLANNED: WeakKeyDictionary[Outline, dict[QuantScheme, WeightsPlan]] = WeakKeyDictionary()
+
+
+def plan_weights(outline: Outline, scheme: QuantScheme) -> WeightsPlan:
+    """The format of each weight of the anatomy."""
+    known = _PLANNED.setdefault(outline, {})
+    if scheme not in known:
+        known[scheme] = _plan_weights(outline, scheme)
+    return known[scheme]
+
+
+def _plan_weights(outline: Outline, scheme: QuantScheme) -> WeightsPlan:
+    weights, notes = _plan_each(outline, scheme)
+    sums: dict[tuple[WeightKind, WeightFormat, float], tuple[int, int]] = {}
+    for name, plan in weights.items():
+        weight = outline.anatomy.weights[name]
+        multiplied = weight.parameters if weight.role and weight.kind not in ("embedding", "head") else 0
+        size_bytes, sum_multiplied = sums.get((weight.kind, plan.format, weight.active), (0, 0))
+        sums[weight.kind, plan.format, weight.active] = (size_bytes + plan.size_bytes, sum_multiplied + multiplied)
+    return WeightsPlan(weights, tuple(WeightGroup(*key, *sums[key]) for key in sums), notes)
+
+
+def _plan_each(outline: Outline, scheme: QuantScheme) -> tuple[dict[str, WeightPlan], tuple[str, ...]]:
+    weights, layers = {}, len(outline.anatomy.caches)
+    adjusted: set[str] = set()
+    for name, weight in outline.anatomy.weights.items():
+        if not weight.role:
+            weights[name] = WeightPlan(weight.shape, WeightFormat(scheme.activation_bits))
+            continue
+        form = scheme.format_of(weight.role, _layer(name), layers)
+        stored = {tensor.exact_block for tensor in outline.parts.get(name, ())}
+        exact = next(iter(stored)) if len(stored) == 1 else None
+        if exact and not form.is_float and (scheme.keep or exact[0] == form.bits):
+            weights[name] = WeightPlan(weight.shape, WeightFormat(*exact), carried=True)
+            continue
+        columns = weight.shape[1]
+        weights[name] = WeightPlan(weight.shape, _fitting(form, columns, exactly=weight.role == "embedding"))
+        if weights[name].format != form:
+            adjusted.add(
+                f"{weight.role}: rows of {columns} take {_named(weights[name].format)} instead of {_named(form)}"
+            )
+    notes = sorted(adjusted)
+    if scheme.rounding == "gptq":
+        notes.append(_price_of_calibration(scheme, weights))
+    return weights, tuple(notes)
+
+
+def calibrated(scheme: QuantScheme, weights: Mapping[str, WeightPlan]) -> frozenset[str]:
+    """Weights that are rounded by what they see on texts that the model writes."""
+    if scheme.rounding != "gptq":
+        return frozenset()
+    rounded = {role for role, weight in weights.items() if weight.form_is_blocks and not weight.carried}
+    return frozenset(rounded - {"embedding"} if "head" in weights else rounded)  # an untied embedding is only looked up
+
+
+def _layer(name: str) -> int | None:
+    return int(name.split(".")[1]) if name.startswith("layers.") else None
+
+
+def _price_of_calibration(scheme: QuantScheme, weights: Mapping[str, WeightPlan]) -> str:
+    if not calibrated(scheme, weights):
+        return f"{scheme.name} asks for gptq rounding, but no weight is left to round by it"
+    return (
+        f"{scheme.name} rounds by texts that the model first writes: minutes for each billion parameters; "
+        "int4 takes seconds"
+    )
+
+
+def _fitting(form: WeightFormat, columns: int, *, exactly: bool) -> WeightFormat:
+    """The format with the largest block up to its own that is no longer than a row (for the embedding: divides it)."""
+    if form.is_float:
+        return form
+    sizes = [
+        size
+        for size in BLOCK_SIZES
+        if size <= form.block_size and (columns % size == 0 if exactly else size <= max(columns, BLOCK_SIZES[0]))
+    ]
+    if not sizes:
+        return WeightFormat(32)
+    return replace(form, block_size=sizes[-1])
+
+
+def _named(form: WeightFormat) -> str:
+    return f"{form.bits} bits" + (f" in blocks of {form.block_size}" if form.block_size else "")
