@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
@@ -58,6 +59,7 @@ class _Written:
     role: str
     squared_error: float
     squared_weight: float
+    largest: float  # magnitude; 0 where the weights themselves were not seen
     stored_bytes: int
 
 
@@ -174,28 +176,32 @@ def _write_chunk(
 ) -> _Written:
     stored_bytes = chunk.tensor.size_bytes * (chunk.stop - chunk.start) // chunk.tensor.shape[0]
     if plan.form_is_blocks:
-        rows = _quantized(chunk, plan, guide, rounding)
+        rows, largest = _quantized(chunk, plan, guide, rounding)
         file.write_rows(regions.values, chunk.first_row, pack(rows.values, plan.format.bits))
         if regions.scales:
             file.write_rows(regions.scales, chunk.first_row, rows.scales)
         if regions.zero_points and rows.zero_points is not None:
             file.write_rows(regions.zero_points, chunk.first_row, pack(rows.zero_points, plan.format.bits))
-        return _Written(chunk.role, rows.squared_error, rows.squared_weight, stored_bytes)
+        return _Written(chunk.role, rows.squared_error, rows.squared_weight, largest, stored_bytes)
     floats = read_floats(chunk.tensor, chunk.start, chunk.stop)
     if chunk.role.endswith("_norm"):
         floats = floats + np.float32(norm_offset)
     stored = floats.astype(_float_type(regions.values))
     file.write_rows(regions.values, chunk.first_row, stored)
     difference = stored.astype(np.float32) - floats if stored.dtype != floats.dtype else np.zeros(1, np.float32)
-    return _Written(chunk.role, float(np.vdot(difference, difference)), float(np.vdot(floats, floats)), stored_bytes)
+    squared_error, squared_weight = (float(np.vdot(values, values)) for values in (difference, floats))
+    return _Written(chunk.role, squared_error, squared_weight, _largest(floats), stored_bytes)
 
 
-def _quantized(chunk: _Chunk, plan: WeightPlan, guide: RoundingGuide | None, rounding: Rounding) -> QuantizedRows:
+def _quantized(
+    chunk: _Chunk, plan: WeightPlan, guide: RoundingGuide | None, rounding: Rounding
+) -> tuple[QuantizedRows, float]:
+    """The rows, and the largest magnitude among the weights."""
     if plan.carried:
         rows = carry_over(chunk.tensor.read_blocks(chunk.start, chunk.stop))
         if not np.isfinite(rows.squared_weight):
             raise _not_finite(chunk.tensor)
-        return rows
+        return rows, 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         floats = read_floats(chunk.tensor, chunk.start, chunk.stop)
         form = plan.format
@@ -205,7 +211,11 @@ def _quantized(chunk: _Chunk, plan: WeightPlan, guide: RoundingGuide | None, rou
             f"tensor {chunk.tensor.name} holds values too large to quantize",
             hint="the checkpoint is damaged; use fp32 to keep it",
         )
-    return rows
+    return rows, _largest(floats)
+
+
+def _largest(weights: NDArray[np.float32]) -> float:
+    return float(max(weights.max(), -weights.min()))
 
 
 def read_floats(tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
@@ -257,8 +267,10 @@ def _reports(
     for role, regions in emitted.weights.items():
         mine = sorted((part.squared_error, part.squared_weight) for part in written if part.role == role)
         error, weight = (sum(column) for column in zip(*mine, strict=True))
+        largest = max(part.largest for part in written if part.role == role)
         form = weights[role].format
         places = (regions.values, regions.scales, regions.zero_points)
+        elements = sum(prod(tensor.shape) for tensor in parts[role])
         reports.append(
             TensorReport(
                 role=role,
@@ -267,10 +279,15 @@ def _reports(
                 block_size=form.block_size,
                 size_bytes=sum(region.size_bytes for region in places if region),
                 source_bytes=sum(tensor.size_bytes for tensor in parts[role]),
-                relative_error=float(f"{(error / weight) ** 0.5 if weight else 0.0:.4g}"),
+                relative_error=_four_digits((error / weight) ** 0.5 if weight else 0.0),
+                peak=_four_digits(largest / (weight / elements) ** 0.5 if weight else 0.0),
             )
         )
     return tuple(reports)
+
+
+def _four_digits(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 class RegionFile:

@@ -196,6 +196,12 @@ class _Fields:
             raise self.wrong(key, "a size")
         return value
 
+    def quantity(self, key: str) -> float:
+        value = self.values.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= sys.float_info.max:
+            raise self.wrong(key, "a number")
+        return float(value)
+
     def nested(self, key: str) -> _Fields:
         return _Fields(self.values.get(key), f"{self.path}: {key}")
 
@@ -280,13 +286,12 @@ def _program_from(fields: _Fields) -> Program:
     for key in ("kl_mean", "kl_bound"):
         if not isinstance(quality.values.get(key, 0.0), float | int):
             raise quality.wrong(key, "a number")
+    if "kl_mean_interval" in quality.values and len(quality.listed("kl_mean_interval", float)) != 2:
+        raise quality.wrong("kl_mean_interval", "two numbers")
     return Program(graph, context, quality.values)
 
 
 def _report_from(fields: _Fields) -> TensorReport:
-    error = fields.values.get("relative_error")
-    if not isinstance(error, int | float) or isinstance(error, bool) or not 0 <= error <= sys.float_info.max:
-        raise fields.wrong("relative_error", "a number")
     return TensorReport(
         role=fields.get("role", str),
         stored=fields.get("stored", str),
@@ -294,7 +299,8 @@ def _report_from(fields: _Fields) -> TensorReport:
         block_size=fields.size("block_size"),
         size_bytes=fields.size("size_bytes"),
         source_bytes=fields.size("source_bytes"),
-        relative_error=float(error),
+        relative_error=fields.quantity("relative_error"),
+        peak=fields.quantity("peak") if "peak" in fields.values else 0.0,
     )
 
 

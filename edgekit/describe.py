@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from edgekit.bundle import Manifest, Program
-from edgekit.graph import Graph
+from edgekit.graph import Graph, TensorReport
 from edgekit.plan import Plan
 from edgekit.source import Source
 
-__all__ = ["NOT_VERIFIED", "describe"]
+__all__ = ["NOT_VERIFIED", "describe", "outlier_note"]
 
 NOT_VERIFIED: Mapping[str, Any] = {
     "status": "not-executed",
     "executed": None,
     "reason": "converted without verification",
 }
+OUTLIER = 100.0  # times the root mean square of its tensor; SmolLM2-135M's largest weight is at 51
 _TOOLS = ("edgekit-toolkit", "numpy", "onnx", "onnxruntime", "gguf")
 
 
@@ -38,7 +39,12 @@ def describe(source: Source, plan: Plan, graph: Graph) -> Manifest:
             "trained_context": config.context,
         },
         target=plan.target,
-        plan=plan.to_json() | {"scheme": plan.scheme.to_json(), "accuracy_level": plan.accuracy_level},
+        plan=plan.to_json()
+        | {
+            "notes": [*plan.notes, *outlier_note(graph.weights)],
+            "scheme": plan.scheme.to_json(),
+            "accuracy_level": plan.accuracy_level,
+        },
         programs=(Program(graph, plan.context, NOT_VERIFIED),),
         eos_token_ids=tokenizer.eos_token_ids,
         bos_token_id=tokenizer.bos_token_id,
@@ -54,6 +60,16 @@ def describe(source: Source, plan: Plan, graph: Graph) -> Manifest:
         },
         licence=provenance.licence,
     )
+
+
+def outlier_note(weights: Iterable[TensorReport]) -> tuple[str, ...]:
+    """Which quantized weights hold outliers: each takes the precision of the block around it."""
+    found = sorted((report for report in weights if report.block_size and report.peak > OUTLIER), key=lambda r: -r.peak)
+    if not found:
+        return ()
+    named = ", ".join(f"{report.role} ({report.bits} bits, {report.peak:,.0f} times)" for report in found[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return (f"outlier weights, by their tensor's root mean square: {named}{more}; 8 bits keep more of their blocks",)
 
 
 def _installed_versions() -> Iterator[tuple[str, str]]:

@@ -43,7 +43,12 @@ class CacheLayout:
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """How one weight was stored. `relative_error` is the root of squared error over squared weight; 0 is exact."""
+    """How one weight was stored.
+
+    Attributes:
+        relative_error: The root of squared error over squared weight; 0 is exact.
+        peak: The largest magnitude divided by the root mean square; 0 where it is not known, as of blocks carried over.
+    """
 
     role: str
     stored: str
@@ -52,6 +57,7 @@ class TensorReport:
     size_bytes: int
     source_bytes: int
     relative_error: float
+    peak: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

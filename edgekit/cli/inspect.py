@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,84 @@ import click
 
 from edgekit.bundle import MANIFEST, Bundle, open_bundle
 from edgekit.cli.options import json_option, print_json, size_text
+from edgekit.errors import BundleError, EdgeKitError
 from edgekit.graph import TensorReport
+from edgekit.plot import Point, scatter
 from edgekit.source import Source, open_source
 
 __all__ = ["command"]
 
 
 @click.command("inspect")
-@click.argument("path", metavar="BUNDLE|SOURCE")
+@click.argument("paths", metavar="BUNDLE|SOURCE...", nargs=-1, required=True)
+@click.option("--tensors", is_flag=True, help="Each tensor: bits, blocks, bytes and error.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.svg",
+    help="Draw the size of each bundle's weights against its mean KL.",
+)
 @json_option
-def command(path: str, as_json: bool) -> None:
-    """Show what a bundle or a checkpoint holds."""
-    if (Path(path) / MANIFEST).is_file():
-        bundle = open_bundle(path)
-        if as_json:
-            print_json({"kind": "bundle", **bundle.manifest.to_json()})
-        else:
-            click.echo(_bundle_text(bundle))
-        return
-    source = open_source(path)
+def command(paths: tuple[str, ...], tensors: bool, plot: Path | None, as_json: bool) -> None:
+    """Show what bundles or checkpoints hold."""
+    opened = [open_bundle(path) if (Path(path) / MANIFEST).is_file() else open_source(path) for path in paths]
+    if plot:
+        _write_plot(plot, [(path, one) for path, one in zip(paths, opened, strict=True)])
     if as_json:
-        print_json({"kind": "source", **_source_values(source)})
+        found = [_values(one) for one in opened]
+        print_json(found[0] if len(found) == 1 else {"kind": "several", "items": found})
     else:
-        click.echo(_source_text(source))
+        click.echo("\n\n".join(_text(one, tensors) for one in opened))
+
+
+def _values(opened: Bundle | Source) -> dict[str, Any]:
+    if isinstance(opened, Bundle):
+        return {"kind": "bundle", **opened.manifest.to_json()}
+    return {"kind": "source", **_source_values(opened)}
+
+
+def _text(opened: Bundle | Source, tensors: bool) -> str:
+    if isinstance(opened, Bundle):
+        return _bundle_text(opened) + ("\n\n" + _weights_table(opened) if tensors else "")
+    return _source_text(opened) + ("\n\n" + _tensors_table(opened) if tensors else "")
+
+
+def _write_plot(path: Path, opened: list[tuple[str, Bundle | Source]]) -> None:
+    """Draw every program that was compared; the groups are the models.
+
+    Raises:
+        BundleError: One of them is no bundle or was not compared with its reference.
+        EdgeKitError: The file can't be written.
+    """
+    groups: dict[str, dict[str, Point]] = defaultdict(dict)
+    for name, one in opened:
+        if not isinstance(one, Bundle):
+            raise BundleError(
+                f"{name} is not a bundle, so it has no KL to draw", hint="make one with `edgekit convert`"
+            )
+        for program in one.manifest.programs:
+            label = f"{Path(name).stem} {program.graph.format}" if len(one.manifest.programs) > 1 else Path(name).stem
+            size_bytes = sum(report.size_bytes for report in program.graph.weights)
+            groups[str(one.manifest.model.get("name"))][label] = _point(name, size_bytes, program.quality)
+    text = scatter("Size against KL", "weights, MB", "mean KL against full precision, nats", groups)
+    try:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise EdgeKitError(
+            f"{path} can't be written: {error.strerror or error}", hint="choose another --plot"
+        ) from error
+
+
+def _point(name: str, size_bytes: int, quality: Mapping[str, Any]) -> Point:
+    if "kl_mean" not in quality:
+        raise BundleError(
+            f"{name} was not compared with full precision: {quality.get('reason') or quality.get('status')}",
+            hint="leave it out, or convert it without --no-verify",
+        )
+    low, high = quality.get("kl_mean_interval") or (None, None)
+    if not math.isfinite(quality["kl_mean"]):
+        raise BundleError(f"{name} has a mean KL that is not a finite number", hint="leave it out")
+    return Point(size_bytes / 1e6, quality["kl_mean"], low, high)
 
 
 def _bundle_text(bundle: Bundle) -> str:
@@ -76,6 +132,34 @@ def _weights_by_class(weights: Iterable[TensorReport]) -> list[str]:
             + (f"  error {error:.2%}" if error else "  exact")
         )
     return lines
+
+
+def _weights_table(bundle: Bundle) -> str:
+    """Every weight of every program: bits, blocks, bytes, error, and how far its largest value stands out."""
+    lines = []
+    for program in bundle.manifest.programs:
+        reports = program.graph.weights
+        width = max((len(report.role) for report in reports), default=0)
+        lines.append(f"{program.graph.format:<{width}}  {'stored':<9} bits  block       bytes   error  largest/rms")
+        for report in reports:
+            lines.append(
+                f"{report.role:<{width}}  {report.stored:<9} {report.bits:>4}  {report.block_size or '-':>5}  "
+                f"{report.size_bytes:>10,}  {_error_text(report):>6}  {f'{report.peak:.1f}' if report.peak else '-':>11}"
+            )
+    return "\n".join(lines)
+
+
+def _error_text(report: TensorReport) -> str:
+    return f"{report.relative_error:.2%}" if report.relative_error else "exact"
+
+
+def _tensors_table(source: Source) -> str:
+    tensors = [tensor for parts in source.parts.values() for tensor in parts]
+    width = max(len(tensor.name) for tensor in tensors)
+    return "\n".join(
+        f"{tensor.name:<{width}}  {tensor.dtype:<9} {' x '.join(map(str, tensor.shape)):>15}  {tensor.size_bytes:>12,}"
+        for tensor in tensors
+    )
 
 
 def _source_values(source: Source) -> dict[str, Any]:
