@@ -20,7 +20,7 @@ from edgekit.own_text import read_windows
 from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
 from edgekit.quant import RECIPES
-from edgekit.registry import EXECUTORS, LOADER, load_attribute
+from edgekit.registry import LOADER, load_attribute
 from edgekit.source import Source, open_source
 from edgekit.verify import compare, compare_on_text, compare_with_goldens, greedy_match
 
@@ -88,7 +88,7 @@ def verify_program(
     """
     program = unfinished.program(plan.format)
     try:
-        model: LoadedModel = load_attribute(LOADER)(unfinished, program)
+        model: LoadedModel = load_attribute(LOADER)(unfinished, program, verifying=True)
     except BundleError as error:
         if plan.scheme.activation_bits == 16:
             return {"status": "not-executed", "executed": None, "reason": f"no provider here runs it: {error.message}"}
@@ -109,7 +109,7 @@ def _quality_card(
     model: LoadedModel, source: Source, plan: Plan, unfinished: Bundle, on_progress: ProgressFn | None
 ) -> tuple[dict[str, Any], Goldens]:
     goldens = make_goldens(model, plan.format, on_progress=on_progress)
-    card: dict[str, Any] = {"executed": EXECUTORS[plan.format]}
+    card: dict[str, Any] = {"executed": model.provider.executed, "provider": model.provider.reason}
     if not goldens.texts:
         return card | {"status": "not-compared", "reason": "the context is too short for any test prompt"}, goldens
     if not plan.scheme.quantized and plan.scheme.activation_bits == 32:
@@ -134,6 +134,7 @@ def verify_bundle(
     formats: Sequence[str] = (),
     reference: str | Path | None = None,
     text: str | Path | None = None,
+    provider: str | None = None,
     threads: int | None = None,
     on_progress: ProgressFn | None = None,
 ) -> list[dict[str, Any]]:
@@ -141,6 +142,7 @@ def verify_bundle(
 
     Args:
         text: A text file to compare on as well, which needs the source: the bundle remembers its own texts only.
+        provider: What must run the programs; None takes what each was made for, where its library is installed.
 
     Returns:
         A row for each program, as `edgekit verify --json` has it.
@@ -154,7 +156,8 @@ def verify_bundle(
     programs = [bundle.program(name) for name in formats] or list(bundle.manifest.programs)
     source = open_source(reference) if reference is not None else None
     measured = _Measured(bundle, source, Path(text) if text is not None else None, on_progress)
-    return [_verify_row(measured, program, threads) for program in programs]
+    load = {"provider": provider, "threads": threads, "verifying": True}
+    return [_verify_row(measured, program, load) for program in programs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +170,16 @@ class _Measured:
     on_progress: ProgressFn | None
 
 
-def _verify_row(measured: _Measured, program: Program, threads: int | None) -> dict[str, Any]:
+def _verify_row(measured: _Measured, program: Program, load: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"format": program.graph.format} | dict.fromkeys(_ROW_KEYS)
     try:
-        model: LoadedModel = load_attribute(LOADER)(measured.bundle, program, threads=threads)
+        model: LoadedModel = load_attribute(LOADER)(measured.bundle, program, **load)
     except BundleError as error:
         return row | {"status": "not-executed", "reason": error.message}
     with model:
         try:
-            return row | _verified(measured, program, model)
+            row |= _verified(measured, program, model)
+            return row | {"reason": row["reason"] or "; ".join(model.provider.passed_over) or None}
         except GenerationError as error:
             return row | {"status": "failed", "reason": error.message}
 
@@ -187,7 +191,7 @@ def _verified(measured: _Measured, program: Program, model: LoadedModel) -> dict
         return {"status": "not-compared", "reason": "converted without verification; give --reference"}
     goldens = read_goldens(bundle, program) if remembered else make_goldens(model, format)
     matched, excusable = greedy_match(model, goldens, format)
-    found: dict[str, Any] = {"executed": EXECUTORS[format], "greedy_match_tokens": matched}
+    found: dict[str, Any] = {"executed": model.provider.executed, "greedy_match_tokens": matched}
     figures, own_text = _figures(measured, program, model, goldens)
     if not excusable:
         return found | {"status": "failed", "reason": "greedy tokens differ from those the bundle was verified with"}

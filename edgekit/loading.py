@@ -18,6 +18,7 @@ def load(
     path: str | Path,
     *,
     format: str | None = None,
+    provider: str | None = None,
     threads: int | None = None,
     check_hashes: bool = True,
     session_cache_bytes: int | None = None,
@@ -27,6 +28,8 @@ def load(
     Args:
         path: The bundle's directory.
         format: Of the program; None takes the first.
+        provider: The execution provider that must run it: `cpu`, `qnn` or `openvino`. None takes what the plan prefers where
+            that works here, and else the CPU; `LoadedModel.provider` says what was chosen, and why.
         threads: For each operator; None leaves it to the runtime.
         check_hashes: False skips the SHA-256 of the files (sizes are still compared), for the quickest start.
         session_cache_bytes: Memory for key-value caches. The caches of closed sessions are kept while all caches together,
@@ -36,10 +39,16 @@ def load(
 
     Raises:
         BundleError: The bundle is missing, changed or too new, or the runtime does not load it.
+        UnsupportedError: The program's format does not run on the provider.
+        MissingExtraError: The provider's package is not installed.
         GenerationError: `session_cache_bytes` is negative.
     """
     bundle = open_bundle(path, check_hashes=check_hashes)
     model: LoadedModel = load_attribute(LOADER)(
-        bundle, bundle.program(format), threads=threads, session_cache_bytes=session_cache_bytes
+        bundle,
+        bundle.program(format),
+        provider=provider,
+        threads=threads,
+        session_cache_bytes=session_cache_bytes,
     )
     return model

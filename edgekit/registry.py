@@ -11,10 +11,11 @@ __all__ = [
     "ARCHITECTURES",
     "BACKENDS",
     "CONVERTERS",
-    "EXECUTORS",
     "LOADER",
     "MULTIMODAL",
     "OUTLINE_READERS",
+    "PROFILE_WORKER",
+    "PROVIDERS_OF_FORMATS",
     "SERVER",
     "SERVER_SETTINGS",
     "SOURCE_READERS",
@@ -47,8 +48,10 @@ ARCHITECTURES = {
 MULTIMODAL = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 CONVERTERS = {"onnx": "edgekit.converters.to_onnx:export"}
 BACKENDS = {"onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend"}
-EXECUTORS = {"onnx": "onnxruntime"}  # what runs a format's program on this machine
+# Execution providers that can run a format's programs, besides what the plan prefers in this order; the CPU last.
+PROVIDERS_OF_FORMATS = {"onnx": ("cpu",)}
 LOADER = "edgekit.runtimes.engine:load_model"
+PROFILE_WORKER = "edgekit.runtimes.profile_worker"
 SERVER = "edgekit.runtimes.server.serve:serve"
 SERVER_SETTINGS = "edgekit.runtimes.server.settings:Settings"
 

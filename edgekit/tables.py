@@ -1,12 +1,14 @@
-"""TOML tables bound to frozen dataclasses: every key known, every value of its kind and within its bounds.
+"""Tables of TOML and JSON bound to frozen dataclasses: every key known, every value of its kind and within its bounds.
 
-A field's annotation says what is taken: int, str, bool, a Literal, another dataclass (or None), `tuple[kind, ...]` for an array
-and `Mapping[str, kind]` for a table with free keys. A field without a default is required. `within` gives a number bounds.
+A field's annotation says what is taken: int, float, str, bool, a Literal, another dataclass (or None), `tuple[kind, ...]` for
+an array and `Mapping[str, kind]` for a table with free keys. A field without a default is required. `within` gives a number
+bounds.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 import types
@@ -88,7 +90,9 @@ class Binder:
 
     def _value(self, kind: Any, value: Any, at: str) -> Any:
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-        if origin is types.UnionType:  # a table or None: TOML has no null, so a value that is there is a table
+        if origin is types.UnionType:  # a value or None, which JSON has and TOML has not
+            if value is None:
+                return None
             return self._value(next(item for item in arguments if item is not types.NoneType), value, at)
         if origin is Literal:
             return self._choice(arguments, value, at)
@@ -103,6 +107,9 @@ class Binder:
                 self._value(arguments[0], key, at): self._value(arguments[1], value[key], _join(at, key))
                 for key in value
             }
+        if kind is float:
+            self._require(type(value) in {int, float} and math.isfinite(value), value, at, "a number")
+            return float(value)
         named = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
         self._require(type(value) is kind, value, at, named)
         return value

@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "Talk with a model.",
     "serve": "Serve models to OpenAI's clients.",
     "verify": "Run a bundle's programs and compare them with the full-precision reference.",
+    "profile": "Measure speed and memory of a bundle's program, or compare two measurements.",
     "inspect": "Show what a bundle or a checkpoint holds.",
     "targets": "List the devices, or explain one.",
 }

@@ -7,17 +7,37 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgekit.progress import Progress, ProgressFn
 
-__all__ = ["finite", "json_option", "print_json", "progress_bars", "size_text", "threads_option"]
+if TYPE_CHECKING:
+    from edgekit.runtimes.engine import LoadedModel
+
+__all__ = [
+    "finite",
+    "json_option",
+    "print_json",
+    "progress_bars",
+    "provider_note",
+    "provider_option",
+    "size_text",
+    "threads_option",
+]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
 threads_option = click.option(
     "--threads", type=click.IntRange(1, 1024), help="Threads for computing; by default the runtime's own choice."
+)
+
+
+provider_option = click.option(
+    "--provider",
+    metavar="P",
+    help="The execution provider that must run the program: cpu, qnn or openvino. By default what the plan prefers, where "
+    "that works here.",
 )
 
 
@@ -31,6 +51,12 @@ def finite(context: click.Context, parameter: click.Parameter, value: float) -> 
 def print_json(values: Mapping[str, Any]) -> None:
     """One JSON object on stdout."""
     click.echo(json.dumps(values, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def provider_note(model: LoadedModel) -> None:
+    """Say on stderr what would rather have run the program, and why it does not."""
+    for passed_over in model.provider.passed_over:
+        click.echo(f"note: not run by {passed_over}", err=True)
 
 
 def size_text(size_bytes: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from edgekit.cli.generation_options import GroupedCommand, generation_options, logprobs_option
-from edgekit.cli.options import json_option, print_json
+from edgekit.cli.options import json_option, print_json, provider_note, provider_option
 from edgekit.session import Reply
 
 __all__ = ["command"]
@@ -23,8 +23,17 @@ __all__ = ["command"]
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
 @generation_options
 @logprobs_option
+@provider_option
 @json_option
-def command(bundle: Path, prompt: str, format_: str | None, threads: int | None, as_json: bool, **options: Any) -> None:
+def command(
+    bundle: Path,
+    prompt: str,
+    format_: str | None,
+    provider: str | None,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Answer one PROMPT with the model in BUNDLE. A prompt of - is read from stdin."""
     from edgekit.loading import load
 
@@ -32,11 +41,12 @@ def command(bundle: Path, prompt: str, format_: str | None, threads: int | None,
         raise click.UsageError("--logprobs needs --json.")
     if prompt == "-":
         prompt = sys.stdin.read()
-    with load(bundle, format=format_, threads=threads, session_cache_bytes=0) as model:
+    with load(bundle, format=format_, provider=provider, threads=threads, session_cache_bytes=0) as model:
         if not model.has_chat_template and not options["raw"]:
             click.echo("note: this is a base model without a chat template; the prompt is sent raw", err=True)
+        provider_note(model)
         if as_json:
-            print_json(_as_json(model.generate(prompt, **options)))
+            print_json(_as_json(model.generate(prompt, **options)) | {"provider": model.provider.to_json()})
             return
         for chunk in model.stream(prompt, **options):
             click.echo(chunk.reasoning, nl=False, err=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgekit.cli.options import json_option, print_json, progress_bars, threads_option
+from edgekit.cli.options import json_option, print_json, progress_bars, provider_option, threads_option
 
 __all__ = ["command"]
 
@@ -26,10 +26,17 @@ FAILED = 1
     metavar="FILE",
     help="A text file of your own to compare on as well, by up to 4,096 tokens spread over it.",
 )
+@provider_option
 @threads_option
 @json_option
 def command(
-    bundle: Path, formats: tuple[str, ...], reference: str | None, text: Path | None, threads: int | None, as_json: bool
+    bundle: Path,
+    formats: tuple[str, ...],
+    reference: str | None,
+    text: Path | None,
+    provider: str | None,
+    threads: int | None,
+    as_json: bool,
 ) -> int:
     """Run the programs in BUNDLE and compare them with the full-precision reference."""
     from edgekit.gate import verify_bundle
@@ -38,7 +45,13 @@ def command(
         raise click.UsageError("--text needs --reference SOURCE: the bundle remembers its own texts only")
     with progress_bars() as on_progress:
         rows = verify_bundle(
-            bundle, formats=formats, reference=reference, text=text, threads=threads, on_progress=on_progress
+            bundle,
+            formats=formats,
+            reference=reference,
+            text=text,
+            provider=provider,
+            threads=threads,
+            on_progress=on_progress,
         )
     ok = all(row["status"] == "ok" for row in rows)
     if as_json:

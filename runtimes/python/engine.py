@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +28,7 @@ from .constraint import TokenizerInfo
 from .context_policy import EncodedPrompt, FittedPrompt, check_policy, check_room, drop_oldest_turns, last_position
 from .model_session import ModelSession, put_together
 from .output import template_tools
+from .provider_choice import CPU_ONLY, ProviderChoice, choose_provider, fall_back
 from .sequence import PREFILL_CHUNK, TokenSequence
 from .session_file import bundle_identity, read_session
 from .session_store import SessionStore
@@ -40,6 +41,9 @@ def load_model(
     bundle: Bundle,
     program: Program,
     *,
+    provider: str | None = None,
+    choice: ProviderChoice | None = None,
+    verifying: bool = False,
     threads: int | None = None,
     mapped: bool = False,
     session_cache_bytes: int | None = 0,
@@ -47,12 +51,15 @@ def load_model(
     """Load a bundle's program.
 
     Args:
+        provider, verifying: See `choose_provider`.
+        choice: What it returned, where that is known.
         threads: For each operator; None leaves it to the backend.
         mapped: Compute from mapped weights: slower, with little memory.
         session_cache_bytes: See `edgekit.load`.
 
     Raises:
         BundleError: The runtime does not load it, or the tokenizer is malformed.
+        UnsupportedError, MissingExtraError: As `choose_provider`.
         GenerationError: `session_cache_bytes` is negative.
     """
     started = time.perf_counter()
@@ -60,10 +67,26 @@ def load_model(
         raise GenerationError(f"session_cache_bytes is {session_cache_bytes}, expected 0 or more")
     if program.graph.format not in BACKENDS:
         raise BundleError(f"no runtime here runs {program.graph.format} programs", hint=f"known: {', '.join(BACKENDS)}")
+    final = verifying or provider is not None or choice is not None
+    choice = choice or choose_provider(bundle, program, asked=provider, verifying=verifying)
     backend_class = load_attribute(BACKENDS[program.graph.format])
-    backend = backend_class(bundle.directory, program.graph, context=program.context, threads=threads, mapped=mapped)
+    more = {"context": program.context, "threads": threads, "mapped": mapped}
+    choice, backend = _open_backend(partial(backend_class, bundle.directory, program.graph, **more), choice, final)
     tokenizer = _load_tokenizer(bundle.directory / "tokenizer.json")
-    return LoadedModel(bundle, program, backend, tokenizer, started, session_cache_bytes)
+    return LoadedModel(bundle, program, backend, tokenizer, choice, started, session_cache_bytes)
+
+
+def _open_backend(open_: Callable[..., Backend], choice: ProviderChoice, final: bool) -> tuple[ProviderChoice, Backend]:
+    """Load on the chosen provider, or on the CPU where that fails and the choice is not `final`; and what was chosen then."""
+    if choice is CPU_ONLY:
+        return choice, open_()
+    try:
+        return choice, open_(provider=choice.name)
+    except BundleError as error:
+        if final or choice.name == "cpu":
+            raise
+        choice = fall_back(choice, error.message)
+        return choice, open_(provider=choice.name)
 
 
 def _load_tokenizer(path: Path) -> Any:
@@ -85,11 +108,13 @@ class LoadedModel:
         program: Program,
         backend: Backend,
         tokenizer: Any,
+        provider: ProviderChoice,
         started: float,
         session_cache_bytes: int | None,
     ) -> None:
         manifest, graph = bundle.manifest, program.graph
         self.tokenizer = tokenizer
+        self.provider = provider
         self.program = program
         self.context = program.context
         self.end_tokens = frozenset(manifest.eos_token_ids)

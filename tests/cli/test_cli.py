@@ -39,7 +39,7 @@ VERIFY_ROW = {
     "status",
     "reason",
 }
-COMMANDS = ("convert", "run", "chat", "verify", "inspect", "targets")
+COMMANDS = ("convert", "run", "chat", "verify", "profile", "inspect", "targets")
 
 
 def _run_json(cli: Any, bundle: Path, *arguments: object) -> dict[str, Any]:
@@ -98,7 +98,8 @@ def test_convert_forced_replaces_a_bundle(cli: Any, tiny_model: Any, own_bundle:
 
 def test_run_json_has_the_promised_keys(cli: Any, tiny_bundle: Path) -> None:
     values = _run_json(cli, tiny_bundle, "hello", "--max-tokens", 5)
-    assert set(values) == {"text", "tokens", "finish_reason", "stats"}
+    assert set(values) == {"text", "tokens", "finish_reason", "stats", "provider"}
+    assert values["provider"]["executed"] == "onnxruntime"
     assert set(values["stats"]) == STATS
     assert values["finish_reason"] == "length"
     assert len(values["tokens"]) == values["stats"]["new_tokens"] == 5

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.machine import clock_hz, describe_machine, temperature_c
+from edgekit.measure import measure_bandwidth
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -50,3 +51,8 @@ def test_temperature_is_the_processors(tmp_path: Path, files: dict[str, str], ex
 def test_what_the_system_does_not_tell_is_none(tmp_path: Path) -> None:
     assert clock_hz(tmp_path) is None
     assert temperature_c(tmp_path) is None
+
+
+def test_bandwidth_is_that_of_memory() -> None:
+    """From an old board's to a server's; each of its passes reads more than a cache holds."""
+    assert 1e8 < measure_bandwidth(1) < 1e12

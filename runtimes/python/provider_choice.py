@@ -1,0 +1,192 @@
+"""Which execution provider runs a program: what the plan prefers and this machine has, tried out in another process first.
+
+A vendor's library can be missing, refuse the graph, crash, or compute nonsense. Each of these is found out by a child process
+that loads the program and checks its first tokens against the bundle's goldens; then the CPU runs the program, and the
+choice says why. What was found out is kept until a version, the machine or the program changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import edgekit
+from edgekit.bundle import Bundle, Program
+from edgekit.child import ChildError, run_child
+from edgekit.errors import BundleError, EdgeKitError, UnsupportedError
+from edgekit.machine import describe_machine
+from edgekit.registry import PROVIDERS_OF_FORMATS
+
+from .providers import PROVIDERS, executor_name, find_devices, is_installed, package_versions
+
+__all__ = ["CPU_ONLY", "ProviderChoice", "cache_directory", "choose_provider", "fall_back"]
+
+PROBE = "edgekit.runtimes.provider_probe"
+PROBE_TIMEOUT_S = 300.0  # an NPU's compiler takes minutes for a large graph, once
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderChoice:
+    """What runs a program, and why. `passed_over`: what would have come first, each with what was wrong with it."""
+
+    name: str
+    device: str
+    reason: str
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def executed(self) -> str:
+        """As quality cards name it."""
+        return executor_name(self.name, self.device)
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self) | {"executed": self.executed, "passed_over": list(self.passed_over)}
+
+
+CPU_ONLY = ProviderChoice("cpu", "cpu", "programs of this format run on the CPU")
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What a trial of a provider found."""
+
+    device: str
+    problem: str = ""
+
+
+def choose_provider(
+    bundle: Bundle, program: Program, *, asked: str | None = None, verifying: bool = False
+) -> ProviderChoice:
+    """Choose what runs a program.
+
+    Args:
+        asked: A provider that must run it; None takes what the plan prefers, then what is installed, then the CPU.
+        verifying: Take an NPU's emulator too, or a vendor's library on this machine's CPU, and leave out the trial:
+            the verification is one.
+
+    Raises:
+        UnsupportedError: Programs of this format do not run on the provider that was asked for.
+        BundleError: The provider that was asked for does not run this one.
+        MissingExtraError: Its package is not installed.
+    """
+    format = program.graph.format
+    possible = PROVIDERS_OF_FORMATS.get(format, ("cpu",))
+    if asked is not None:
+        if asked not in possible:
+            raise UnsupportedError(f"{format} programs do not run on {asked!r}", hint=f"on: {', '.join(possible)}")
+        return _choose_asked(bundle, program, asked, verifying)
+    if possible == ("cpu",):
+        return CPU_ONLY
+    preferred = str(bundle.manifest.plan.get("provider") or "")
+    order = sorted((name for name in possible if name != "cpu"), key=lambda name: name != preferred)
+    passed_over: list[str] = []
+    for name in order:
+        if not is_installed(name):
+            if name == preferred:
+                passed_over.append(f"{name}: {PROVIDERS[name].distribution} is not installed")
+            continue
+        trial = _verify_devices(name) if verifying else _try_kept(bundle, program, name)
+        if not trial.problem:
+            reason = "the plan prefers it" if name == preferred else "this machine has it"
+            return ProviderChoice(name, trial.device, reason, tuple(passed_over))
+        passed_over.append(f"{name}: {trial.problem}")
+    return ProviderChoice("cpu", "cpu", "; ".join(passed_over) or "no other provider is installed", tuple(passed_over))
+
+
+def fall_back(choice: ProviderChoice, problem: str) -> ProviderChoice:
+    """The CPU, since what was chosen did not load after all."""
+    passed_over = (*choice.passed_over, f"{choice.name}: {problem}")
+    return ProviderChoice("cpu", "cpu", "; ".join(passed_over), passed_over)
+
+
+def _choose_asked(bundle: Bundle, program: Program, asked: str, verifying: bool) -> ProviderChoice:
+    if asked == "cpu":
+        return ProviderChoice("cpu", "cpu", "asked for")
+    if not is_installed(asked):
+        find_devices(asked)  # raises what to install
+    trial = _verify_devices(asked) if verifying else _try_kept(bundle, program, asked, any_device=True)
+    if trial.problem:
+        raise BundleError(
+            f"{asked} does not run this program: {trial.problem}", hint="leave out --provider, or use cpu"
+        )
+    return ProviderChoice(asked, trial.device, "asked for")
+
+
+def _verify_devices(name: str) -> _Trial:
+    try:
+        devices = find_devices(name)
+    except EdgeKitError as error:
+        return _Trial("", error.message)
+    kinds = [kind for kind in (*PROVIDERS[name].devices, "cpu") if kind in devices]
+    return _Trial(kinds[0]) if kinds else _Trial("", "it has no device here")
+
+
+def _try_kept(bundle: Bundle, program: Program, name: str, *, any_device: bool = False) -> _Trial:
+    """What is known of a provider and this program here, or is found out now. Who asks for one by name tries it again."""
+    path = cache_directory() / "providers" / f"{_key(bundle, program, name, any_device)}.json"
+    kept = _read_trial(path)
+    if kept is not None and not (any_device and kept.problem):
+        return kept
+    task = {
+        "bundle": str(bundle.directory),
+        "format": program.graph.format,
+        "provider": name,
+        "any_device": any_device,
+    }
+    try:
+        trial = _Trial(**run_child(PROBE, task, timeout_s=PROBE_TIMEOUT_S))
+    except ChildError as error:
+        trial = _Trial("", error.message)
+    _keep_trial(path, trial)
+    return trial
+
+
+def _key(bundle: Bundle, program: Program, name: str, any_device: bool) -> str:
+    """Names everything that a trial depends on."""
+    files: Mapping[str, Mapping[str, Any]] = bundle.manifest.files
+    values = {
+        "edgekit": edgekit.__version__,
+        "versions": package_versions(name),
+        "machine": asdict(describe_machine()),
+        "provider": name,
+        "any_device": any_device,
+        "files": {file: files[file].get("sha256") for file in (*program.graph.files, "goldens.json") if file in files},
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def cache_directory() -> Path:
+    """Where this user's programs may keep what they can find out again; it may not be there yet."""
+    home = Path.home()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "edgekit" / "cache"
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "edgekit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "edgekit"
+
+
+def _read_trial(path: Path) -> _Trial | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return _Trial(str(values["device"]), str(values["problem"]))
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: it is found out again
+        return None
+
+
+def _keep_trial(path: Path, trial: _Trial) -> None:
+    """Written aside and renamed; where nothing can be written, each start tries anew."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(asdict(trial), file)
+        Path(name).replace(path)
