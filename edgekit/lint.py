@@ -6,6 +6,7 @@ conversion. Where a rule comes from stands beside it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
@@ -259,8 +260,8 @@ def _minimum_soc(subject: Subject) -> Iterator[Finding]:
     npu = subject.npu
     if npu is None or npu.kind != "hexagon":
         return
-    version = npu.architecture.removeprefix("v")
-    if not version.isdecimal() or int(version) < LEAST_HEXAGON:
+    version = re.fullmatch("v([0-9]{1,4})", npu.architecture)
+    if version is None or int(version[1]) < LEAST_HEXAGON:
         yield Finding(
             "minimum-soc",
             subject.npu_severity,

@@ -24,6 +24,8 @@ from edgekit.errors import EdgeKitError
 __all__ = ["Binder", "read_toml", "within"]
 
 T = TypeVar("T")
+_DEEPEST = 16
+_LARGEST = 2**1023  # whole numbers up to here are floats
 _BARE_KEY = re.compile("[A-Za-z0-9_-]+")
 # Ends of names that are units, and what people write by mistake: below a thousand, and from there on.
 _SCALES = {
@@ -47,11 +49,14 @@ def read_toml(path: Path, error: type[EdgeKitError]) -> dict[str, Any]:
         EdgeKitError: Of the given kind: it can't be read, or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}") from reason
     except (ValueError, RecursionError) as reason:
-        raise error(f"{path} is not valid TOML: {reason or type(reason).__name__}") from reason
+        raise error(f"{path} is not valid TOML: {_first_line(reason)}") from reason
+    if _depth(values) > _DEEPEST:
+        raise error(f"{path} is not valid here: its tables are nested more than {_DEEPEST} deep")
+    return values
 
 
 class Binder:
@@ -108,16 +113,16 @@ class Binder:
                 for key in value
             }
         if kind is float:
-            self._require(type(value) in {int, float} and math.isfinite(value), value, at, "a number")
+            self._require(_is_finite(value), value, at, "a number")
             return float(value)
-        named = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
-        self._require(type(value) is kind, value, at, named)
+        named = {int: "a whole number", str: "a printable text", bool: "true or false"}[kind]
+        self._require(type(value) is kind and (kind is not str or value.isprintable()), value, at, named)
         return value
 
     def _choice(self, known: tuple[str, ...], value: Any, at: str) -> Any:
         if value not in known:
             near = difflib.get_close_matches(str(value), known, n=1)
-            raise self.wrong(f"{at} is {value!r}", f"{_did_you_mean(near)}known: {', '.join(map(repr, known))}")
+            raise self.wrong(f"{at} is {_short(value)}", f"{_did_you_mean(near)}known: {', '.join(map(repr, known))}")
         return value
 
     def _require(self, right: bool, value: Any, at: str, expected: str) -> None:
@@ -131,7 +136,7 @@ class Binder:
         if scales and 0 < value < least:
             unit, scale = scales[value >= 1000]
             hint = f"were {value:,} {unit} meant? Write {value * scale:_}" if value * scale <= most else None
-        raise self.wrong(f"{at} is {value:_}, possible are {least:_} to {most:_}", hint)
+        raise self.wrong(f"{at} is {f'{value:_}'[:60]}, possible are {least:_} to {most:_}", hint)
 
     def _unknown(self, key: str, at: str, known: list[str]) -> EdgeKitError:
         for name in known:
@@ -146,6 +151,30 @@ class Binder:
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
+
+
+def _is_finite(value: Any) -> bool:
+    if type(value) is int:
+        return -_LARGEST <= value <= _LARGEST
+    return type(value) is float and math.isfinite(value)
+
+
+def _first_line(reason: Exception) -> str:
+    return (str(reason).splitlines() or [type(reason).__name__])[0]
+
+
+def _depth(values: Any) -> int:
+    """Levels of tables and lists, counted no further than matters; what recurses later would fail on thousands."""
+    depth, level = 0, [values]
+    while level and depth <= _DEEPEST:
+        depth += 1
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return depth
 
 
 def _join(at: str, key: str) -> str:

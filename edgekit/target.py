@@ -42,7 +42,7 @@ _DIRECTORY = Path(edgekit.targets.__file__).parent
 _FAMILIES = _DIRECTORY / "families"
 _HELP = "see targets/README.md"
 _SOURCE = re.compile(r"(published|measured|modelled|estimate), 20\d\d(-\d\d(-\d\d)?)?: \S.*")
-_SYSTEM = re.compile(r"[A-Za-z][A-Za-z ]* \d+(\.\d+)*")
+_SYSTEM = re.compile(r"[A-Za-z][A-Za-z ]* [0-9]{1,4}(\.[0-9]{1,4})*")
 _SOURCED = ("memory", "cpu", "gpu", "npu", "packaging", "runtime")  # tables whose every value needs a source
 
 
@@ -272,7 +272,7 @@ def _sources(values: Mapping[str, Any], binder: Binder) -> dict[str, str]:
     """The source of every figure that a file gives: its own entry in `sources`, or that of a table around it."""
     sources = dict(_leaves(values.get("sources", {})))
     for key, text in sources.items():
-        if not isinstance(text, str) or not _SOURCE.fullmatch(text):
+        if not isinstance(text, str) or not _SOURCE.fullmatch(text) or not text.isprintable():
             raise binder.wrong(
                 f"the source of {key} is {str(text)[:60]!r}",
                 'write "published, 2026-11: where", or measured, modelled or estimate instead of published',

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgekit.errors import TargetError
 from edgekit.target import RuntimeOptions, Target, list_targets, load_target
@@ -162,11 +164,12 @@ def test_unknown_target_is_refused(name: str) -> None:
     ("old", "new", "words", "hint"),
     [
         ('name = "A board"', "", "name is missing", ""),
-        ('name = "A board"', "name = 3", "name is 3, expected a text", ""),
+        ('name = "A board"', "name = 3", "name is 3, expected a printable text", ""),
         ('name = "A board"', 'name = "A"\nram = 3', "the key 'ram' is not known", "known: "),
         ('name = "A board"', 'name = "A"\nformat = "onnx"', "the key 'format' is not known", "did you mean formats?"),
         ('name = "A board"', 'name = "A"\nid = "a"', "the key 'id' is not known", "its file's name"),
         ('name = "A board"', "name = '", "not valid TOML", ""),
+        ('name = "A board"', 'name = "\\u001b[31m"', "name is '\\x1b[31m', expected a printable text", ""),
         ('name = "A board"', 'name = "A"\nquant = "int3"', "quant is 'int3'", "int4-mixed"),
         ('name = "A board"', 'name = "A"\nextends = "raspberry-pi-6"', "extends is 'raspberry-pi-6'", "raspberry-pi-5"),
         ('["onnx"]', '"onnx"', "formats is 'onnx', expected a list", ""),
@@ -222,6 +225,33 @@ def test_child_needs_sources_for_its_own_figures(tmp_path: Path) -> None:
     text = 'extends = "raspberry-pi-5"\nname = "Mine"\nmemory.app_bytes = 3_000_000_000'
     with pytest.raises(TargetError, match=r"memory\.app_bytes has no source"):
         load_target(written(tmp_path, text))
+
+
+LINES = (FOLDER / "copilot-snapdragon-x-elite.toml").read_text(encoding="utf-8").splitlines()
+JUNK = ["= 1", "= -1", "= ''", "= [[]]", "= {}", "= nan", "= 1979-05-27", "", "= true", ".x = 1", '= "\\u0000"']
+
+
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, len(LINES) - 1), st.sampled_from(["drop", "twice", *JUNK])), max_size=3)
+)
+def test_spoilt_profile_is_a_profile_or_one_line(changes: list[tuple[int, str]], tmp_path: Path) -> None:
+    lines = list(LINES)
+    for index, change in changes:
+        line = lines[index]
+        spoilt = {"drop": "", "twice": f"{line}\n{line}"}
+        lines[index] = spoilt.get(change, f"{line.partition('=')[0]}{change}")
+    try:
+        target = load_target(written(tmp_path, "\n".join(lines)))
+    except TargetError as error:
+        said = error
+    else:
+        assert target.to_json()
+        return
+    assert "my-board.toml" in said.message
+    assert said.message.isprintable()
 
 
 def test_missing_file_is_a_target_error(tmp_path: Path) -> None:
