@@ -34,6 +34,7 @@ class Whole:
     best: Part | None = None
     by_kind: Mapping[Literal["one", "two"], Part] = field(default_factory=dict)
     rate_bytes_per_s: int = within(LEAST, MOST, default=0)
+    share: float = 0.0
 
 
 BINDER = Binder("file.toml", TargetError, help="see the manual")
@@ -49,13 +50,14 @@ wholes = st.builds(
     st.none() | parts,
     st.dictionaries(kinds, parts),
     st.just(0) | sizes,
+    st.floats(allow_nan=False, allow_infinity=False),
 )
 toml_values = st.recursive(
     st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates(),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
     max_leaves=6,
 )
-NAMES = ["kind", "parts", "numbers", "best", "by_kind", "rate_bytes_per_s", "name", "size_bytes", "used", "x"]
+NAMES = ["kind", "parts", "numbers", "best", "by_kind", "rate_bytes_per_s", "share", "name", "size_bytes", "used", "x"]
 
 
 def table_of(whole: Whole) -> dict[str, Any]:
@@ -116,6 +118,12 @@ def test_number_out_of_bounds_is_refused_and_what_is_proposed_is_in_them(value: 
     assert bool(proposed) == (0 < value < LEAST)
     if proposed:
         assert LEAST <= int(proposed[1]) <= MOST
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, True, "1"])
+def test_number_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(TargetError, match=r"share is [^,]*, expected a number"):
+        BINDER.bind(Whole, {"kind": "one", "parts": [], "share": value})
 
 
 def test_default_may_lie_outside_of_the_bounds() -> None:
