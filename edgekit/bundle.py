@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from edgekit.errors import BundleError
 from edgekit.graph import CacheLayout, Graph, TensorReport
+from edgekit.runtime_options import MOST_THREADS, RuntimeOptions
 
 __all__ = ["MANIFEST", "SCHEMA_VERSION", "Bundle", "Manifest", "Program", "hash_file", "list_files", "open_bundle"]
 
@@ -40,11 +41,16 @@ class Program:
     graph: Graph
     context: int
     quality: Mapping[str, Any]
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""
-        graph = asdict(self.graph)
-        return graph | {"files": list(self.graph.files), "context": self.context, "quality": dict(self.quality)}
+        return asdict(self.graph) | {
+            "files": list(self.graph.files),
+            "context": self.context,
+            "quality": dict(self.quality),
+            "runtime": asdict(self.runtime),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +294,16 @@ def _program_from(fields: _Fields) -> Program:
             raise quality.wrong(key, "a number")
     if "kl_mean_interval" in quality.values and len(quality.listed("kl_mean_interval", float)) != 2:
         raise quality.wrong("kl_mean_interval", "two numbers")
-    return Program(graph, context, quality.values)
+    runtime = _runtime_from(fields.nested("runtime")) if "runtime" in fields.values else RuntimeOptions()
+    return Program(graph, context, quality.values, runtime)
+
+
+def _runtime_from(fields: _Fields) -> RuntimeOptions:
+    switches = ("spinning", "arena", "prepacking", "mapped_weights")
+    threads = fields.size("threads")
+    if threads > MOST_THREADS:
+        raise fields.wrong("threads", f"a number up to {MOST_THREADS}")
+    return RuntimeOptions(threads, **{name: fields.get(name, bool) for name in switches})
 
 
 def _report_from(fields: _Fields) -> TensorReport:

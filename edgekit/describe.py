@@ -45,7 +45,7 @@ def describe(source: Source, plan: Plan, graph: Graph) -> Manifest:
             "scheme": plan.scheme.to_json(),
             "accuracy_level": plan.accuracy_level,
         },
-        programs=(Program(graph, plan.context, NOT_VERIFIED),),
+        programs=(Program(graph, plan.context, NOT_VERIFIED, plan.runtime),),
         eos_token_ids=tokenizer.eos_token_ids,
         bos_token_id=tokenizer.bos_token_id,
         special_tokens=tokenizer.special_tokens,

@@ -30,7 +30,7 @@ def load(
         format: Of the program; None takes the first.
         provider: The execution provider that must run it: `cpu`, `qnn` or `openvino`. None takes what the plan prefers where
             that works here, and else the CPU; `LoadedModel.provider` says what was chosen, and why.
-        threads: For each operator; None leaves it to the runtime.
+        threads: For each operator; None takes the target's big cores, and no more than there are here.
         check_hashes: False skips the SHA-256 of the files (sizes are still compared), for the quickest start.
         session_cache_bytes: Memory for key-value caches. The caches of closed sessions are kept while all caches together,
             those of open sessions among them, take no more; a prompt that begins like an earlier one is computed only from

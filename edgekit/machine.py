@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.runtime_options import usable_cores
+
 __all__ = ["Machine", "clock_hz", "describe_machine", "temperature_c"]
 
 _SYS = Path("/sys")
@@ -38,7 +40,7 @@ def describe_machine() -> Machine:
         system=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
         processor=_processor(),
-        cores=_usable_cores(),
+        cores=usable_cores(),
         memory_bytes=_memory_bytes(),
         python=platform.python_version(),
         onnxruntime=_version("onnxruntime"),
@@ -112,13 +114,6 @@ def _windows_memory() -> int:
 
     status = Status(dwLength=ctypes.sizeof(Status))
     return int(status.ullTotalPhys) if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else 0
-
-
-def _usable_cores() -> int:
-    """Cores that this process may use: containers are often given fewer than there are."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _sysctl(name: str) -> str:

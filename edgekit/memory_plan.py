@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edgekit.anatomy import Anatomy, CacheKind, LayerCache, WeightKind
 from edgekit.efficiency import Efficiency
 from edgekit.quant import CacheFormat
-from edgekit.target import RuntimeOptions
+from edgekit.runtime_options import RuntimeOptions
 from edgekit.weight_plan import WeightGroup
 
 __all__ = ["MemoryPlan", "cache_bytes", "plan_memory"]

@@ -84,7 +84,7 @@ def convert(
             quality = dict(quality) | {"status": "failed", "reason": too_large}
         manifest = replace(
             manifest,
-            programs=(Program(graph, plan.context, quality),),
+            programs=(Program(graph, plan.context, quality, plan.runtime),),
             provenance=dict(manifest.provenance) | {"weight_files": hashes.result()},
             files=list_files(unfinished),
         )

@@ -13,6 +13,7 @@ from edgekit.memory_plan import MemoryPlan, plan_memory
 from edgekit.outline import Outline, outline_of
 from edgekit.quant import RECIPES, CacheFormat, QuantScheme, load_scheme
 from edgekit.registry import CONVERTERS
+from edgekit.runtime_options import RuntimeOptions
 from edgekit.source import Source
 from edgekit.speed_plan import SpeedPlan, plan_speed
 from edgekit.target import Target
@@ -36,7 +37,7 @@ class Plan:
     scheme: QuantScheme
     context: int
     cache: CacheFormat
-    threads: int
+    runtime: RuntimeOptions
     accuracy_level: int
     weights: Mapping[str, WeightPlan]
     memory: MemoryPlan
@@ -62,7 +63,7 @@ class Plan:
             "quant": self.quant,
             "context": self.context,
             "cache": self.cache.value,
-            "threads": self.threads,
+            "runtime": asdict(self.runtime),
             "memory": asdict(self.memory),
             "speed": asdict(self.speed),
             "notes": list(self.notes),
@@ -114,7 +115,7 @@ def make_plan(
         scheme=scheme,
         context=chosen_context,
         cache=chosen_cache,
-        threads=target.threads,
+        runtime=target.options(frame.format),
         accuracy_level=4 if target.cpu.int8_activations and scheme.quantized else 0,
         weights=planned.weights,
         memory=memory,

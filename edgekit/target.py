@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import edgekit.targets
 from edgekit.errors import TargetError
 from edgekit.quant import RECIPES
+from edgekit.runtime_options import RuntimeOptions
 from edgekit.tables import Binder, read_toml, within
 
 __all__ = [
@@ -138,25 +139,6 @@ class Packaging:
 
 
 @dataclass(frozen=True, slots=True)
-class RuntimeOptions:
-    """How a runtime loads a program of one format.
-
-    Attributes:
-        threads: For computing; 0 takes the big cores.
-        spinning: Threads wait busily for work: faster, and costs battery.
-        arena: Freed memory is kept for the next step.
-        prepacking: Weights are copied to the kernels' own layout at load.
-        mapped_weights: Weights are mapped from the file, not read.
-    """
-
-    threads: int = within(1, 1024, default=0)
-    spinning: bool = True
-    arena: bool = True
-    prepacking: bool = True
-    mapped_weights: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Target:
     """A device. Sizes are in bytes, rates per second.
 
@@ -182,14 +164,10 @@ class Target:
     runtime: Mapping[Format, RuntimeOptions] = field(default_factory=dict)
     extends: str = ""
 
-    @property
-    def threads(self) -> int:
-        """Threads for ONNX programs: the runtime option, or the big cores."""
-        return self.options("onnx").threads or self.cpu.big_cores
-
     def options(self, format: str) -> RuntimeOptions:
-        """Options of the runtime for a format."""
-        return self.runtime.get(cast("Format", format), RuntimeOptions())
+        """Options of the runtime for a format, with the number of threads resolved."""
+        options = self.runtime.get(cast(Format, format), RuntimeOptions())
+        return replace(options, threads=options.threads or self.cpu.big_cores)
 
     def to_json(self) -> dict[str, Any]:
         """For `edgekit targets --json`."""

@@ -16,6 +16,7 @@ from edgekit.cli.options import json_option, print_json, size_text
 from edgekit.errors import BundleError, EdgeKitError
 from edgekit.graph import TensorReport
 from edgekit.plot import Point, scatter
+from edgekit.runtime_options import RuntimeOptions
 from edgekit.source import Source, open_source
 
 __all__ = ["command"]
@@ -110,11 +111,24 @@ def _bundle_text(bundle: Bundle) -> str:
             f"  program     {program.graph.format}, context {program.context:,}, {quality.get('status')}"
             + (f", mean KL {quality['kl_mean']:.3g}" if "kl_mean" in quality else ""),
             f"              {quality.get('reason')}" if quality.get("reason") else "",
+            f"              {_runtime_text(program.runtime)}",
             *_weights_by_class(program.graph.weights),
         ]
     lines += [f"  note        {note}" for note in manifest.plan.get("notes", [])]
     lines += [f"  {size_text(entry['size_bytes']):>9}   {name}" for name, entry in manifest.files.items()]
     return "\n".join(line for line in lines if line)
+
+
+def _runtime_text(options: RuntimeOptions) -> str:
+    """How the program is loaded."""
+    switches = {
+        "spinning": options.spinning,
+        "arena": options.arena,
+        "packed weights": options.prepacking,
+        "mapped file": options.mapped_weights,
+    }
+    threads = f"{options.threads} threads" if options.threads else "threads as the runtime likes"
+    return ", ".join((threads, *(name if on else f"no {name}" for name, on in switches.items())))
 
 
 def _weights_by_class(weights: Iterable[TensorReport]) -> list[str]:

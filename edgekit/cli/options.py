@@ -29,7 +29,9 @@ __all__ = [
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Threads for computing; by default the runtime's own choice."
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Threads for computing; by default the target's big cores, as far as they are here.",
 )
 
 

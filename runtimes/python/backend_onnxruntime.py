@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,15 @@ from numpy.typing import NDArray
 
 from edgekit.errors import BundleError, GenerationError
 from edgekit.graph import Graph
+from edgekit.runtime_options import RuntimeOptions
+
+from .session_options import session_options
 
 __all__ = ["OnnxRuntimeBackend"]
 
 FIRST_CAPACITY = 512
+# Windows' are private in any case.
+_PRIVATE: dict[str, int] = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
 _QUIET = 3  # ONNX Runtime's severity "error": its warnings are for the program's author
 
 
@@ -26,26 +34,24 @@ class OnnxRuntimeBackend:
         directory: The bundle.
         graph: The program's description.
         context: Most tokens of one sequence.
-        threads: For each operator; None leaves it to ONNX Runtime.
-        mapped: Compute from the mapped file without packed copies of the weights: slower, but memory stays free for what
-            does not fit. For references.
+        options: How to load it.
 
     Raises:
         BundleError: ONNX Runtime does not load the program.
     """
 
-    def __init__(
-        self, directory: Path, graph: Graph, *, context: int, threads: int | None = None, mapped: bool = False
-    ) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = _QUIET
-        if threads:
-            options.intra_op_num_threads = threads
-        if mapped:
-            options.add_session_config_entry("session.disable_prepacking", "1")
+    def __init__(self, directory: Path, graph: Graph, *, context: int, options: RuntimeOptions) -> None:
+        settings = session_options(options)
+        settings.log_severity_level = _QUIET
         try:
+            self._weights = {} if options.mapped_weights else _read_weights(directory, graph)
+            if self._weights:
+                sizes = [len(data) for data in self._weights.values()]
+                settings.add_external_initializers_from_files_in_memory(
+                    list(self._weights), list(self._weights.values()), sizes
+                )
             self.session: Any = ort.InferenceSession(
-                directory / graph.files[0], options, providers=["CPUExecutionProvider"]
+                directory / graph.files[0], settings, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             first_line = str(error).strip().splitlines()[0]
@@ -70,6 +76,17 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """Free the weights, once every decoder is closed too."""
         self.session = None
+
+
+def _read_weights(directory: Path, graph: Graph) -> dict[str, bytes]:
+    """The files beside the program, by the name that it calls them; its tensors lie in these bytes as long as it is loaded."""
+    return {Path(name).name: (directory / name).read_bytes() for name in graph.files[1:]}
+
+
+def _untouched(shape: tuple[int, ...], dtype: str) -> NDArray[np.generic]:
+    """Zeros that take memory only where they are written to, and give it back when they go: malloc promises neither."""
+    pages = mmap.mmap(-1, max(prod(shape) * np.dtype(dtype).itemsize, 1), **_PRIVATE)
+    return np.frombuffer(pages, dtype, count=prod(shape)).reshape(shape)
 
 
 def _check_declared(session: Any, graph: Graph) -> None:
@@ -225,7 +242,7 @@ class OnnxRuntimeDecoder:
         for index in range(layout.layers):
             for past, present in zip(layout.past, layout.present, strict=True):
                 name = past.replace("{}", str(index))
-                buffer = np.zeros((1, layout.kv_heads, capacity, layout.head_dim), layout.dtype)
+                buffer = _untouched((1, layout.kv_heads, capacity, layout.head_dim), layout.dtype)
                 if self._length:
                     buffer[:, :, : self._length] = self._cache[name][:, :, : self._length]
                 self._cache[name] = buffer

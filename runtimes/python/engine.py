@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,15 +20,16 @@ from tokenizers import Tokenizer
 from edgekit.bundle import Bundle, Program
 from edgekit.errors import BundleError, GenerationError
 from edgekit.registry import BACKENDS, load_attribute
+from edgekit.runtime_options import usable_cores
 from edgekit.session import Chunk, GenerateOptions, Message, Prompt, Reply
 
-from .asynchronous import iterate_in_thread
 from .backend import Backend
 from .chat_template import ChatTemplate
 from .constraint import TokenizerInfo
 from .context_policy import EncodedPrompt, FittedPrompt, check_policy, check_room, drop_oldest_turns, last_position
 from .model_session import ModelSession, put_together
 from .output import template_tools
+from .process_memory import release_free_memory, release_mapped_pages
 from .provider_choice import CPU_ONLY, ProviderChoice, choose_provider, fall_back
 from .sequence import PREFILL_CHUNK, TokenSequence
 from .session_file import bundle_identity, read_session
@@ -53,8 +55,8 @@ def load_model(
     Args:
         provider, verifying: See `choose_provider`.
         choice: What it returned, where that is known.
-        threads: For each operator; None leaves it to the backend.
-        mapped: Compute from mapped weights: slower, with little memory.
+        threads: For each operator; None takes the program's own number, and no more than there are processors here.
+        mapped: Compute from mapped weights without packed copies of them: slower, with little memory.
         session_cache_bytes: See `edgekit.load`.
 
     Raises:
@@ -70,9 +72,17 @@ def load_model(
     final = verifying or provider is not None or choice is not None
     choice = choice or choose_provider(bundle, program, asked=provider, verifying=verifying)
     backend_class = load_attribute(BACKENDS[program.graph.format])
-    more = {"context": program.context, "threads": threads, "mapped": mapped}
-    choice, backend = _open_backend(partial(backend_class, bundle.directory, program.graph, **more), choice, final)
+    options = replace(
+        program.runtime,
+        threads=threads or min(program.runtime.threads, usable_cores()),
+        prepacking=program.runtime.prepacking and not mapped,
+    )
     tokenizer = _load_tokenizer(bundle.directory / "tokenizer.json")
+    release_free_memory()  # what reading the tokenizer took: the weights can have it
+    more = {"context": program.context, "options": options}
+    choice, backend = _open_backend(partial(backend_class, bundle.directory, program.graph, **more), choice, final)
+    release_free_memory()
+    release_mapped_pages()
     return LoadedModel(bundle, program, backend, tokenizer, choice, started, session_cache_bytes)
 
 
@@ -190,6 +200,8 @@ class LoadedModel:
 
     def astream(self, prompt: Prompt, **options: Any) -> AsyncGenerator[Chunk, None]:
         """Like `stream`, for asyncio; see `ModelSession.astream`."""
+        from .asynchronous import iterate_in_thread  # asyncio takes 4 MB, and few use it
+
         return iterate_in_thread(lambda: self.steps(prompt, **options))
 
     def generate(self, prompt: Prompt, **options: Any) -> Reply:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgekit.errors import GenerationError
 from edgekit.session import Chunk, GenerateOptions, Prompt, Reply
 
-from .asynchronous import iterate_in_thread
 from .generation import Generation
 from .sequence import TokenSequence
 from .session_file import write_session
@@ -123,6 +122,8 @@ class ModelSession:
 
         Leaving the loop, or cancelling the task, cancels the reply.
         """
+        from .asynchronous import iterate_in_thread  # asyncio takes 4 MB, and few use it
+
         return iterate_in_thread(lambda: self.steps(prompt, **options))
 
     def generate_many(self, prompt: Prompt, n: int, **options: Any) -> tuple[Reply, ...]:

@@ -15,7 +15,7 @@ SUITE = "manifest"
 WORDING = {
     "no-manifest": "has no edgekit.json",
     "not-json": "can't be read as JSON",
-    "field": r"is not an object$|is not (a|int|str|dict|list|an)\b|lists no program|lacks files|does not name its|slides over",
+    "field": r"is not (an object$|(a|an|int|str|bool|dict|list)\b)|lists no program|lacks files|does not name its|slides over",
     "newer-schema": r"has schema \d+",
     "path": "not a path in the bundle",
     "not-listed": "does not list the file",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgekit.converters.positional_file import PositionalFile
 from edgekit.converters.to_onnx import export
 from edgekit.plan import make_plan
+from edgekit.runtime_options import RuntimeOptions
 from edgekit.runtimes.backend import Decoder
 from edgekit.runtimes.backend_onnxruntime import OnnxRuntimeBackend
 from edgekit.source import open_source
@@ -69,7 +70,7 @@ def _emitted_decoder(model: Path, out: Path) -> Decoder:
     source = open_source(model)
     plan = make_plan(source, load_target("linux-x86-64"), quant="fp32")
     graph = export(source, plan, out)
-    return OnnxRuntimeBackend(out, graph, context=plan.context, threads=2).decoder()
+    return OnnxRuntimeBackend(out, graph, context=plan.context, options=RuntimeOptions(threads=2)).decoder()
 
 
 def _decoded(decoder: Decoder, tokens: NDArray[np.int64], chunk: int) -> Floats:

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import TargetError
-from edgekit.target import RuntimeOptions, Target, list_targets, load_target
+from edgekit.runtime_options import RuntimeOptions
+from edgekit.target import Target, list_targets, load_target
 
 FOLDER = Path(__file__).parents[2] / "targets"
 GOOD = """
@@ -112,7 +113,7 @@ def test_profile_is_plausible(target: Target) -> None:
     assert re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", target.id)
     assert 0.2 <= target.memory.app_bytes / target.memory.installed_bytes <= 0.97
     assert 1e9 < target.memory.bandwidth_bytes_per_s < 1e12
-    assert 1 <= target.threads <= 32
+    assert 1 <= target.options("onnx").threads <= 32
     assert "onnx" in target.formats
 
 
@@ -121,7 +122,7 @@ def test_profile_is_plausible(target: Target) -> None:
 
 def test_own_file_loads_with_its_name_as_id(tmp_path: Path) -> None:
     target = load_target(written(tmp_path, GOOD))
-    assert (target.id, target.threads, target.formats) == ("my-board", 2, ("onnx",))
+    assert (target.id, target.options("onnx").threads, target.formats) == ("my-board", 2, ("onnx",))
     assert target.cpu.cores[1].name == "slow"
     assert target.to_json()["memory"]["app_bytes"] == 3_000_000_000
     assert load_target(str(tmp_path / "my-board.toml")) == target
@@ -142,7 +143,7 @@ def test_own_file_extends_a_built_in_profile(tmp_path: Path) -> None:
     assert (target.name, target.extends, target.memory.installed_bytes) == ("Mine", "raspberry-pi-5", 2**32)
     assert target.memory.bandwidth_bytes_per_s == base.memory.bandwidth_bytes_per_s
     assert (target.cpu, target.formats) == (base.cpu, base.formats)
-    assert (target.threads, target.options("onnx")) == (3, RuntimeOptions(threads=3))
+    assert target.options("onnx") == RuntimeOptions(threads=3)
     assert target.sources["memory.app_bytes"] == "measured, 2026-11: free -b"
     assert target.sources["memory.bandwidth_bytes_per_s"] == base.sources["memory.bandwidth_bytes_per_s"]
 

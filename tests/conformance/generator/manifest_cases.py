@@ -22,10 +22,12 @@ At = tuple[str | int, ...]
 P: At = ("programs", 0)
 C: At = (*P, "cache")
 W: At = (*P, "weights", 0)
+R: At = (*P, "runtime")
 
 _TOP = "schema_version edgekit_version model target plan programs tokenizer generation_defaults files provenance"
 _PROGRAM = "format files inputs outputs cache vocab_size rope_switch weights context quality"
 _CACHE = "layers kv_heads head_dim dtype past_key past_value present_key present_value"
+_RUNTIME = "threads spinning arena prepacking mapped_weights"
 _WEIGHT = "role stored bits block_size size_bytes source_bytes relative_error"
 REQUIRED: tuple[At, ...] = (
     *((key,) for key in _TOP.split()),
@@ -35,6 +37,7 @@ REQUIRED: tuple[At, ...] = (
     *((*P, key) for key in _PROGRAM.split()),
     *((*C, key) for key in _CACHE.split()),
     *((*W, key) for key in _WEIGHT.split()),
+    *((*R, key) for key in _RUNTIME.split()),
     ("files", WEIGHTS, "size_bytes"),
     ("files", WEIGHTS, "sha256"),
 )
@@ -67,6 +70,13 @@ WRONG: tuple[tuple[At, Any], ...] = (
     ((*W, "bits"), -8),
     ((*W, "relative_error"), -0.1),
     ((*W, "relative_error"), None),
+    ((*R,), []),
+    ((*R, "threads"), -1),
+    ((*R, "threads"), 1_000_000),
+    ((*R, "threads"), "4"),
+    ((*R, "spinning"), 1),
+    ((*R, "arena"), "no"),
+    ((*R, "prepacking"), None),
     (("tokenizer", "eos_token_ids"), [1.5]),
     (("tokenizer", "eos_token_ids"), ["2"]),
     (("tokenizer", "eos_token_ids"), [True]),
@@ -122,6 +132,7 @@ def _manifest() -> dict[str, Any]:
         "rope_switch": 0,
         "weights": [weight],
         "context": 256,
+        "runtime": {"threads": 4, "spinning": True, "arena": True, "prepacking": True, "mapped_weights": True},
         "quality": {"status": "ok", "executed": "onnxruntime", "kl_mean": 0.001, "kl_bound": 0.05},
     }
     special = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -159,6 +170,8 @@ def _opening() -> list[dict[str, Any]]:
         ("no end token", ("tokenizer", "eos_token_ids"), []),
         ("no weights listed", (*P, "weights"), []),
         ("a cache in half precision", (*C, "dtype"), "float16"),
+        ("no runtime options", R, REMOVED),
+        ("threads as the runtime likes", (*R, "threads"), 0),
         ("a program of another format", (*P, "format"), "executorch"),
         ("the number of parameters is unknown", ("model", "parameters"), None),
     )
