@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.alternatives import too_large_error
 from edgekit.bundle import MANIFEST, TOKENIZER, Bundle, Program, hash_file, list_files
 from edgekit.calibration import calibration_texts
 from edgekit.describe import NOT_VERIFIED, describe
@@ -21,6 +22,7 @@ from edgekit.lint import linted
 from edgekit.outline import outline_of
 from edgekit.plan import make_plan
 from edgekit.progress import ProgressFn
+from edgekit.quant import CacheFormat
 from edgekit.registry import CONVERTERS, load_attribute
 from edgekit.source import open_source
 from edgekit.staging import written_aside
@@ -37,9 +39,11 @@ def convert(
     quant: str = "auto",
     context: int | None = None,
     format: str | None = None,
+    cache: CacheFormat | None = None,
     force: bool = False,
     verify: bool = True,
     allow_low_quality: bool = False,
+    allow_too_large: bool = False,
     on_progress: ProgressFn | None = None,
 ) -> Bundle:
     """Convert a checkpoint to a verified bundle for one device.
@@ -51,18 +55,22 @@ def convert(
         quant: `auto`, a recipe's name, or a recipe file.
         context: Tokens; by default the smaller of the model's own and 4,096, or what fits.
         format: By default the first that the target prefers and EdgeKit converts to.
+        cache: How keys and values are kept; by default the best that fits.
         force: Overwrite `out`.
         verify: Run the program and compare it with the full-precision reference.
         allow_low_quality: Let a program pass that fails its quality bound; the manifest says so.
+        allow_too_large: Convert even where the plan says that the model does not fit the device.
         on_progress: Called with each step of long work.
 
     Raises:
         EdgeKitError: See `edgekit.errors`; then nothing is written.
     """
-    opened = open_source(source)
-    device = load_target(target)
-    plan = make_plan(opened, device, quant=quant, context=context, format=format)
-    plan = linted(outline_of(opened), device, plan)
+    opened, device = open_source(source), load_target(target)
+    outline = outline_of(opened)
+    plan = make_plan(outline, device, quant=quant, context=context, format=format, cache=cache)
+    if plan.fits == "no" and not allow_too_large:
+        raise too_large_error(outline, device, plan)
+    plan = linted(outline, device, plan)
     too_large = oversize(opened, plan)
     if too_large and not allow_low_quality:
         raise ConversionError(too_large, hint="use a smaller block size, --quant fp32, or --allow-low-quality")

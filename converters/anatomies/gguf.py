@@ -115,11 +115,11 @@ def _weight(tensor: GgufTensor, share: float, *, tied: bool) -> Weight:
     match = _BLOCK.fullmatch(tensor.name)
     part = match[2] if match else tensor.name
     found = next(((kind, role) for pattern, kind, role in _CLASSES if re.fullmatch(pattern, part)), None)
+    active = share if "_exps." in part else 1.0
     if found is None or len(tensor.shape) < 2:
-        return Weight("other", "", tensor.shape)
+        return Weight("other", "", tensor.shape, active)
     kind, role = found
     rows = prod(tensor.shape[:-1])
-    active = share if kind == "experts" else 1.0
     if kind == "embedding" and not (tied and part == "token_embd.weight"):
         active = 1 / rows
     return Weight(kind, role, (rows, tensor.shape[-1]), active)

@@ -16,6 +16,7 @@ INTERRUPTED = 130
 # Command -> the line that --help shows. A command's module is only imported to run it: --help stays quick.
 COMMANDS = {
     "convert": "Convert a model to a verified bundle for one device.",
+    "plan": "Say whether a model fits a device and how fast it will be, before anything is fetched or converted.",
     "run": "Answer one prompt.",
     "chat": "Talk with a model.",
     "serve": "Serve models to OpenAI's clients.",

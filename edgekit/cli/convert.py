@@ -10,6 +10,7 @@ import click
 
 from edgekit.bundle import Bundle
 from edgekit.cli.options import json_option, print_json, progress_bars, size_text
+from edgekit.quant import CacheFormat
 
 __all__ = ["command"]
 
@@ -29,10 +30,16 @@ __all__ = ["command"]
     help="auto (default), keep, fp32, fp16, int8, int4, int4-mixed, or a recipe file.",
 )
 @click.option("--context", type=click.IntRange(1), metavar="N", help="Tokens; by default at most 4,096, and what fits.")
+@click.option(
+    "--cache",
+    type=click.Choice([kind.value for kind in CacheFormat]),
+    help="How keys and values are kept; by default the best that fits.",
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The bundle; <model>-<target>.edgekit.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--no-verify", is_flag=True, help="Do not run the program; the manifest says so.")
 @click.option("--allow-low-quality", is_flag=True, help="Keep a program that fails its quality bound; labelled.")
+@click.option("--allow-too-large", is_flag=True, help="Convert even where the plan says that it does not fit.")
 @json_option
 def command(
     source: str,
@@ -40,10 +47,12 @@ def command(
     format_: str | None,
     quant: str,
     context: int | None,
+    cache: str | None,
     out: Path | None,
     force: bool,
     no_verify: bool,
     allow_low_quality: bool,
+    allow_too_large: bool,
     as_json: bool,
 ) -> None:
     """Convert SOURCE to a verified bundle for one device.
@@ -60,10 +69,12 @@ def command(
             format=format_,
             quant=quant,
             context=context,
+            cache=CacheFormat(cache) if cache else None,
             out=out,
             force=force,
             verify=not no_verify,
             allow_low_quality=allow_low_quality,
+            allow_too_large=allow_too_large,
             on_progress=on_progress,
         )
     for note in bundle.manifest.plan["notes"]:

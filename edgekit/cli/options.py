@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from edgekit.runtimes.engine import LoadedModel
 
 __all__ = [
+    "SizeType",
     "finite",
     "json_option",
     "print_json",
@@ -24,6 +26,7 @@ __all__ = [
     "provider_note",
     "provider_option",
     "size_text",
+    "table",
     "threads_option",
 ]
 
@@ -95,3 +98,25 @@ def progress_bars() -> Iterator[ProgressFn | None]:
             bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
 
         yield show
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first of which is the heading, as lines of aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes: 2GB, 512MB, 1.5GiB, or plain bytes."""
+
+    name = "size"
+    _UNITS: ClassVar = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """As click asks for it."""
+        match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?([KMG]?I?B)?", str(value).upper())
+        size = round(float(match[1]) * self._UNITS[match[2] or ""]) if match else 0
+        if size <= 0:
+            self.fail(f"{value!r} is not a size such as 2GB, 512MB or 1.5GiB.", param, ctx)
+        return size

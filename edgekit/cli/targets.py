@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgekit.cli.options import json_option, print_json, size_text
+from edgekit.cli.options import json_option, print_json, size_text, table
 from edgekit.target import Target, list_targets, load_target
 
 __all__ = ["command"]
@@ -30,9 +30,7 @@ def command(target_id: str | None, as_json: bool) -> None:
         print_json({"targets": [target.to_json() for target in targets]})
         return
     rows = [("id", "app memory", "bandwidth", "npu", "formats", "name"), *map(_row, targets)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo(table(rows))
 
 
 def _row(target: Target) -> tuple[str, ...]:
