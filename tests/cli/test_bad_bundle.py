@@ -115,7 +115,7 @@ def test_impossible_option_is_code_2(options: tuple[str, str], cli: Any, tiny_bu
 def test_unknown_command_is_code_2(cli: Any) -> None:
     result = cli("frobnicate")
     assert result.code == 2
-    assert "convert, run" in result.err
+    assert "convert, plan, run" in result.err
 
 
 def test_unknown_target_names_the_nearest(cli: Any) -> None:
