@@ -42,7 +42,7 @@ LEAST_SYSTEMS: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("onnx", "iPadOS"): (15, 1),
     ("onnx", "Windows"): (10,),
     ("onnx-qdq", "Android"): (7,),
-    ("onnx-qdq", "Windows"): (11,),  # 24H2 has what providers need; only Windows on Arm has a Hexagon
+    ("onnx-qdq", "Windows"): (11,),  # what Copilot+ PCs start with
 }
 NPU_FORMATS = frozenset({"onnx-qdq", "coreml", "coreai"})
 # From here on the head, not the layers, is what decode waits for, and what a coarser format of the layers can't help.
@@ -76,9 +76,11 @@ class Subject:
     @property
     def npu(self) -> Npu | None:
         """The NPU that the program is made for, or would be for, once EdgeKit converts to the device's favourite format."""
-        favourite = self.target.formats[0]
+        favourite, npu = self.target.formats[0], self.target.npu
+        if self.plan.format == "onnx-qdq" and npu and not npu.provider:
+            return None
         meant = favourite in NPU_FORMATS and favourite not in CONVERTERS
-        return self.target.npu if meant or self.plan.format in NPU_FORMATS else None
+        return npu if meant or self.plan.format in NPU_FORMATS else None
 
     @property
     def npu_name(self) -> str:
@@ -157,6 +159,16 @@ def _trained_length(subject: Subject) -> Iterator[Finding]:
             "warning",
             f"a context of {context:,} is over the {first:,} tokens of the first training; {rope.kind} scaling stretches it",
             f"check answers on long texts, or use --context {first}",
+        )
+
+
+def _npu_missing(subject: Subject) -> Iterator[Finding]:
+    if subject.plan.format == "onnx-qdq" and subject.npu is None:
+        yield Finding(
+            "npu-missing",
+            "warning",
+            f"{subject.target.id} has no NPU that ONNX Runtime reaches: its CPU will run what is made for one",
+            "--format onnx is faster on a CPU, and loses less",
         )
 
 
@@ -358,6 +370,7 @@ def _block_padding(subject: Subject) -> Iterator[Finding]:
 RULES: tuple[Rule, ...] = (
     _rope_scaling,
     _trained_length,
+    _npu_missing,
     _npu_dimensions,
     _npu_context,
     _npu_dtypes,

@@ -25,6 +25,7 @@ __all__ = ["Binder", "read_toml", "within"]
 
 T = TypeVar("T")
 _DEEPEST = 16
+_LONGEST_MESSAGE = 300
 _LARGEST = 2**1023  # whole numbers up to here are floats
 _BARE_KEY = re.compile("[A-Za-z0-9_-]+")
 # Ends of names that are units, and what people write by mistake: below a thousand, and from there on.
@@ -72,8 +73,9 @@ class Binder:
         self._file, self._error, self._help = file, error, help
 
     def wrong(self, message: str, hint: str | None = None) -> EdgeKitError:
-        """The error to raise for a mistake in this file."""
-        return self._error(f"{self._file}: {message}", hint=hint or self._help)
+        """The error to raise for a mistake in this file: one line, whatever the file's keys and values hold."""
+        line = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in message[:_LONGEST_MESSAGE])
+        return self._error(f"{self._file}: {line}", hint=hint or self._help)
 
     def bind(self, kind: type[T], values: Mapping[str, Any], at: str = "") -> T:
         """Make a `kind` of a table; `at` is its dotted key."""

@@ -103,6 +103,11 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any], dict[str, Any]]] = {
         {"model": outline(rope=RopeConfig(1e4, 64, "linear", factor=4.0)), "target": LINUX, "context": 2049},
         {"model": outline(rope=RopeConfig(1e4, 64)), "target": LINUX, "context": 2049},
     ),
+    "no NPU": (
+        "npu-missing", "warning", "pixel-9-pro has no NPU that ONNX Runtime reaches", "--format onnx",
+        {"model": outline(), "target": PIXEL, "program": "onnx-qdq"},
+        {"model": outline(), "target": SNAPDRAGON, "program": "onnx-qdq"},
+    ),
     "Neural Engine state, head": (
         "npu-dimensions", "warning", "the Neural Engine (by way of coreai) needs multiples of 32 in a state: the head size is 80",
         "--format onnx",

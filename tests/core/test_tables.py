@@ -126,6 +126,12 @@ def test_number_that_is_none_is_refused(value: Any) -> None:
         BINDER.bind(Whole, {"kind": "one", "parts": [], "share": value})
 
 
+@PROPERTY
+@given(st.text(min_size=1))
+def test_message_is_one_line_whatever_a_file_holds(text: str) -> None:
+    assert BINDER.wrong(text * 100).message.isprintable()
+
+
 def test_default_may_lie_outside_of_the_bounds() -> None:
     assert BINDER.bind(Whole, {"kind": "one", "parts": [], "rate_bytes_per_s": 0}).rate_bytes_per_s == 0
 
