@@ -1,8 +1,8 @@
 """Reading a GGUF file: metadata, tokenizer and quantized tensors.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is untrusted: every count, length and
-offset is checked before it is used. Block formats are dequantized by the `gguf` package; Q4_0 and Q8_0
-blocks can also be carried over.
+offset is checked before it is used. Block formats are dequantized by the `gguf` package; those of `gguf_blocks` can also be
+carried over as they are.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import SourceError, UnsupportedError
+from edgekit.quant import WeightFormat
 from edgekit.source import Provenance, Source, StoredBlocks, Tensor, TokenizerFiles
 
 from .assemble import assemble_source
+from .gguf_blocks import BLOCK_TYPES
 from .gguf_config import hugging_face_config, hugging_face_names, permuted_heads
 from .gguf_header import GgufHeader, TensorEntry, read_gguf_header
 from .gguf_tokenizer import tokenizer_json
@@ -32,7 +34,6 @@ from .positional_file import PositionalFile
 
 __all__ = ["GgufTensor", "config_and_tensors", "open_gguf", "stored_tensors"]
 
-_EXACT_BLOCKS: Mapping[str, tuple[int, int]] = {"Q4_0": (4, 32), "Q8_0": (8, 32)}
 _DAMAGED = "the file is damaged or the download incomplete; fetch it again"
 _MOST_ROPE_FACTORS = 4096  # one for each pair of a head
 # Where llama.cpp and transformers differ on what an absent key means: null is llama.cpp's reading.
@@ -66,9 +67,10 @@ class GgufTensor:
     head_dim: int = 0
 
     @property
-    def exact_block(self) -> tuple[int, int] | None:
-        """Q4_0 and Q8_0 are one scale a block and a fixed zero point, as the runtimes compute them."""
-        return _EXACT_BLOCKS.get(self.dtype) if len(self.shape) == 2 else None
+    def exact_format(self) -> WeightFormat | None:
+        """See `BLOCK_TYPES`."""
+        kind = BLOCK_TYPES.get(self.dtype) if len(self.shape) == 2 else None
+        return kind.format if kind else None
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Rows [start, stop) dequantized."""
@@ -80,17 +82,10 @@ class GgufTensor:
         return values.astype(np.float32, copy=False).reshape(stop - start, *self.shape[1:])
 
     def read_blocks(self, start: int, stop: int) -> StoredBlocks:
-        """Rows [start, stop) of a Q4_0 or Q8_0 tensor."""
-        bits, block_size = _EXACT_BLOCKS[self.dtype]
+        """Rows [start, stop) of a tensor that has an `exact_format`."""
+        block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.dtype]][1]
         raw = self._raw_rows(start, stop)
-        blocks = raw.reshape(stop - start, -1, 2 + block_size * bits // 8)
-        scales = blocks[..., :2].copy().view("<f2")[..., 0].astype(np.float32)
-        data = blocks[..., 2:]
-        if bits == 8:
-            values = data ^ np.uint8(0x80)  # int8 to an offset of 128
-        else:  # the low nibbles are a block's first half, the high ones its second
-            values = np.concatenate([data & np.uint8(15), data >> np.uint8(4)], axis=-1)
-        return StoredBlocks(bits, block_size, values.reshape(stop - start, -1), scales)
+        return BLOCK_TYPES[self.dtype].read(raw.reshape(stop - start, -1, block_bytes))
 
     def _raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
         row_bytes = self.size_bytes // self.shape[0]

@@ -52,7 +52,7 @@ class SafetensorsTensor:
     offset: int
 
     @property
-    def exact_block(self) -> tuple[int, int] | None:
+    def exact_format(self) -> None:
         """None: these are floats."""
         return None
 
@@ -79,7 +79,7 @@ class SafetensorsTensor:
             return values.astype(np.float32, copy=False)
 
     def read_blocks(self, start: int, stop: int) -> StoredBlocks:
-        """Never called: `exact_block` is None."""
+        """Never called: `exact_format` is None."""
         raise TypeError(f"{self.name} holds no blocks")
 
 

@@ -19,6 +19,7 @@ from edgekit.plan import WeightPlan
 
 from .onnx_attention import AttentionHeads, rotation_is_fused
 from .onnx_graph import MICROSOFT, GraphBuilder, Region
+from .onnx_weights import StoredWeights, WeightRegions
 
 __all__ = [
     "HIDDEN",
@@ -26,7 +27,6 @@ __all__ = [
     "OUTPUTS",
     "DecoderEmitter",
     "EmittedDecoder",
-    "WeightRegions",
     "cache_layout",
     "emit_decoder",
     "emit_layer",
@@ -40,21 +40,15 @@ HIDDEN = "hidden"
 _END = np.array([np.iinfo(np.int64).max], np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class WeightRegions:
-    """Where a role's arrays go: `values` alone for floats; with scales and perhaps zero points for blocks."""
-
-    values: Region
-    scales: Region | None = None
-    zero_points: Region | None = None
-
-
 @dataclass(slots=True)
 class EmittedDecoder:
-    """A finished graph and the regions that must be filled; `factors`: the value that each matrix is multiplied with."""
+    """A finished graph and the regions that must be filled, one for each matrix that a role is kept as.
+
+    `factors`: the value that each role's weight is multiplied with.
+    """
 
     builder: GraphBuilder
-    weights: dict[str, WeightRegions] = field(default_factory=dict)
+    weights: dict[str, tuple[WeightRegions, ...]] = field(default_factory=dict)
     tables: dict[RopeConfig, tuple[Region, Region]] = field(default_factory=dict)
     factors: dict[str, str] = field(default_factory=dict)
 
@@ -111,12 +105,12 @@ class DecoderEmitter:
         accuracy_level: int,
         data_file: str,
     ) -> None:
-        self.config, self.weights = config, weights
-        self.accuracy_level = accuracy_level
+        self.config = config
         self.float_type = TensorProto.FLOAT16 if activation_bits == 16 else TensorProto.FLOAT
         self.numpy_type = np.float16 if activation_bits == 16 else np.float32
         self.graph = GraphBuilder(data_file)
         self.emitted = EmittedDecoder(self.graph)
+        self.stored = StoredWeights(self.graph, weights, self.float_type, accuracy_level, self.emitted.weights)
         self.slides = config.positions(context) > 0
         self.positions = config.positions(context) or context
         self.heads = AttentionHeads(self.graph, config.attention)
@@ -205,24 +199,10 @@ class DecoderEmitter:
 
     def embed(self) -> str:
         """The tokens' rows of the embedding, scaled."""
-        plan, regions = self.weights["embedding"], self._regions("embedding")
-        graph, vocab, hidden = self.graph, self.config.vocab_size, self.config.hidden_size
-        if plan.format.is_float:
-            embedded = graph.op("Gather", [regions.values.name, INPUTS["tokens"]], "embedded")
-        else:
-            bits = plan.format.bits
-            # GatherBlockQuantized wants rows of bytes, MatMulNBits of the tied head rows of blocks: the same bytes.
-            table = graph.alias(regions.values, "embedding.rows", (vocab, hidden * bits // 8), TensorProto.UINT8)
-            inputs = [table, INPUTS["tokens"], *self._scales(regions)]
-            embedded = graph.op(
-                "GatherBlockQuantized", inputs, "embedded", domain=MICROSOFT,
-                bits=bits, block_size=plan.format.block_size, quantize_axis=1, gather_axis=0,
-            )  # fmt: skip
-        if self.config.embedding_scale != 1:
-            embedded = graph.op(
-                "Mul", [embedded, self._scalar("embedding_scale", self.config.embedding_scale)], "scaled"
-            )
-        return embedded
+        embedded = self.stored.lookup("embedding", INPUTS["tokens"], "embedded")
+        if self.config.embedding_scale == 1:
+            return embedded
+        return self.graph.op("Mul", [embedded, self._scalar("embedding_scale", self.config.embedding_scale)], "scaled")
 
     def _layer(self, index: int, layer: LayerConfig, residual: str, normed: str) -> tuple[str, str]:
         """One layer; its residual stream and the next layer's normed input."""
@@ -241,7 +221,7 @@ class DecoderEmitter:
             change = self.norm(change, post_norm)
         total, normed = f"{change}.sum", f"{change}.normed"
         outputs = [normed, "", "", total]
-        inputs = [residual, change, self._vector(next_norm)]
+        inputs = [residual, change, self.stored.vector(next_norm)]
         self.graph.op(
             "SkipSimplifiedLayerNormalization", inputs, outputs, domain=MICROSOFT, epsilon=self.config.norm_eps
         )
@@ -322,73 +302,30 @@ class DecoderEmitter:
             self.graph.op("Cast", [value], "logits", to=TensorProto.FLOAT)
         self.graph.output(OUTPUTS["logits"], TensorProto.FLOAT, [1, "rows", self.config.vocab_size])
 
-    def share(self, role: str, regions: WeightRegions) -> None:
+    def share(self, role: str, matrices: tuple[WeightRegions, ...]) -> None:
         """Use a weight that another graph has put into the same file."""
         types = {1: TensorProto.UINT8, 2: TensorProto.FLOAT16, 4: TensorProto.FLOAT}
-        for region in (regions.values, regions.scales, regions.zero_points):
-            if region:
-                self.graph.alias(region, region.name, region.shape, types[region.item_bytes])
-        self.emitted.weights[role] = regions
+        for region in (region for regions in matrices for region in regions.arrays):
+            self.graph.alias(region, region.name, region.shape, types[region.item_bytes])
+        self.emitted.weights[role] = matrices
 
     def _last_rows(self, value: str) -> str:
         return self.graph.op("Slice", [value, INPUTS["logits_start"], "last_axis_end", "axis_1"], f"{value}.last_rows")
 
     def _linear(self, role: str, value: str, *, output: str = "") -> str:
         """value times the role's weight, and its bias where it has one."""
-        form, regions = self.weights[role].format, self._regions(role)
-        output = output or role
         self.emitted.factors[role] = value
-        bias = self._vector(role + "_bias") if role + "_bias" in self.weights else ""
-        if form.is_float:
-            product = f"{output}.product" if bias else output
-            # Rows of a checkpoint are outputs: multiplied transposed, they are written as they are read.
-            self.graph.op("FusedMatMul", [value, regions.values.name], product, domain=MICROSOFT, transB=1)
-            return self.graph.op("Add", [product, bias], output) if bias else output
-        rows, columns = self.weights[role].shape
-        inputs = [value, regions.values.name, *self._scales(regions)]
-        if bias:
-            inputs += [""] * (5 - len(inputs)) + [bias]
-        return self.graph.op(
-            "MatMulNBits", inputs, output, domain=MICROSOFT,
-            K=columns, N=rows, bits=form.bits, block_size=form.block_size, accuracy_level=self.accuracy_level,
-        )  # fmt: skip
+        return self.stored.product(role, value, output or role)
 
     def norm(self, value: str, role: str) -> str:
         """The value normed with a role's weight."""
-        inputs = [value, self._vector(role)]
+        inputs = [value, self.stored.vector(role)]
         return self.graph.op(
             "SimplifiedLayerNormalization", inputs, f"{role}.normed", axis=-1, epsilon=self.config.norm_eps
         )
 
-    @staticmethod
-    def _scales(regions: WeightRegions) -> list[str]:
-        return [region.name for region in (regions.scales, regions.zero_points) if region]
-
-    def _vector(self, role: str) -> str:
-        return self._regions(role).values.name
-
     def _scalar(self, name: str, value: float) -> str:
         return self.graph.constant(name, np.array(value, self.numpy_type))
-
-    def _regions(self, role: str) -> WeightRegions:
-        """The role's places in the weight file, reserved on first use (the tied head asks for the embedding's again)."""
-        if role not in self.emitted.weights:
-            self.emitted.weights[role] = self._reserve(role, self.weights[role])
-        return self.emitted.weights[role]
-
-    def _reserve(self, role: str, plan: WeightPlan) -> WeightRegions:
-        form = plan.format
-        if form.is_float:
-            return WeightRegions(self.graph.reserve(f"{role}.weight", plan.shape, self.float_type))
-        rows, columns = plan.shape
-        blocks = -(-columns // form.block_size)
-        shape = (rows, blocks, form.block_size * form.bits // 8)
-        packed = self.graph.reserve(f"{role}.weight", shape, TensorProto.UINT8)
-        scales = self.graph.reserve(f"{role}.scales", (rows, blocks), TensorProto.FLOAT)
-        if form.symmetric:
-            return WeightRegions(packed, scales)
-        packed_zeros = (rows, -(-blocks * form.bits // 8))
-        return WeightRegions(packed, scales, self.graph.reserve(f"{role}.zero_points", packed_zeros, TensorProto.UINT8))
 
     def _rope_tables(self, rope: RopeConfig) -> tuple[Region, Region]:
         tables = self.emitted.tables

@@ -41,6 +41,7 @@ class QuantizedRows:
         zero_points: uint8 [rows, blocks]; None for symmetric formats.
         squared_error: Sum over all weights of (weight - stored weight)^2.
         squared_weight: Sum over all weights of weight^2.
+        offsets: float32 [rows, blocks], added to each weight of a block; None for formats without.
     """
 
     values: Bytes
@@ -48,6 +49,7 @@ class QuantizedRows:
     zero_points: Bytes | None
     squared_error: float
     squared_weight: float
+    offsets: Floats | None = None
 
 
 def quantize(weights: Floats, form: WeightFormat, *, rounding: Rounding = "nearest") -> QuantizedRows:
@@ -80,12 +82,15 @@ def quantize(weights: Floats, form: WeightFormat, *, rounding: Rounding = "neare
 
 
 def carry_over(stored: StoredBlocks) -> QuantizedRows:
-    """A checkpoint's own symmetric blocks: no rounding, no error."""
-    rows = stored.values.shape[0]
-    values = stored.values.reshape(rows, -1, stored.block_size)
-    centred = values.astype(np.float32) - np.float32(1 << (stored.bits - 1))
-    weight = float(np.sum(np.square(centred).sum(-1) * np.square(stored.scales)))
-    return QuantizedRows(values, stored.scales, None, 0.0, weight)
+    """A checkpoint's own blocks: no rounding, no error."""
+    rows, size = stored.values.shape[0], stored.format.block_size
+    values = stored.values.reshape(rows, -1, size)
+    middle = np.float32(1 << (stored.format.bits - 1))
+    centred = values.astype(np.float32) - middle
+    squares = np.square(centred).sum(-1) * np.square(stored.scales)
+    if stored.offsets is not None:
+        squares += stored.offsets * (2 * stored.scales * centred.sum(-1) + size * stored.offsets)
+    return QuantizedRows(values, stored.scales, None, 0.0, float(np.sum(squares)), stored.offsets)
 
 
 def dequantize(rows: QuantizedRows, form: WeightFormat, columns: int) -> Floats:
@@ -95,6 +100,8 @@ def dequantize(rows: QuantizedRows, form: WeightFormat, columns: int) -> Floats:
     else:
         zero_points = rows.zero_points.astype(np.float32)
     weights = (rows.values - zero_points[..., None]) * rows.scales[..., None]
+    if rows.offsets is not None:
+        weights += rows.offsets[..., None]
     return weights.reshape(len(weights), -1)[:, :columns]
 
 

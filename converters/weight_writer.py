@@ -27,12 +27,13 @@ from edgekit.errors import ConversionError, SourceError
 from edgekit.graph import TensorReport
 from edgekit.plan import WeightPlan
 from edgekit.progress import Progress, ProgressFn
-from edgekit.quant import Rounding
+from edgekit.quant import Rounding, WeightFormat
 from edgekit.source import Tensor
 
 from .gptq import RoundingGuide, quantize_guided
-from .onnx_decoder import EmittedDecoder, WeightRegions
+from .onnx_decoder import EmittedDecoder
 from .onnx_graph import Region
+from .onnx_weights import WeightRegions
 from .packing import pack
 from .quantize import QuantizedRows, carry_over, quantize
 from .rope import rope_tables
@@ -45,9 +46,10 @@ MOST_THREADS = 4  # more only multiply the memory: reading and writing are share
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Rows [start, stop) of one stored tensor, which become rows `first_row` and on of a role's weight."""
+    """Rows [start, stop) of one stored tensor, which become rows `first_row` and on of a matrix of a role's weight."""
 
     role: str
+    matrix: int
     tensor: Tensor
     start: int
     stop: int
@@ -57,6 +59,7 @@ class _Chunk:
 @dataclass(frozen=True, slots=True)
 class _Written:
     role: str
+    matrix: int
     squared_error: float
     squared_weight: float
     largest: float  # magnitude; 0 where the weights themselves were not seen
@@ -90,7 +93,8 @@ def write_weights(
     source_bytes = sum(tensor.size_bytes for role in emitted.weights for tensor in parts[role])
 
     def write(chunk: _Chunk, guide: RoundingGuide | None) -> _Written:
-        plan, regions = weights[chunk.role], emitted.weights[chunk.role]
+        plan = weights[chunk.role].matrices[chunk.matrix]
+        regions = emitted.weights[chunk.role][chunk.matrix]
         return _write_chunk(file, chunk, plan, regions, guide, rounding, config.norm_offset)
 
     # numpy's own threads would only wait for each other inside of ours, and guides must not depend on their number
@@ -98,7 +102,7 @@ def write_weights(
     with limit, open_region_file(path, emitted.builder.data_bytes) as file:
         _write_rope_tables(file, emitted)
         written, done = [], 0
-        for result in _write_all(write, emitted, parts, guides):
+        for result in _write_all(write, emitted, weights, parts, guides):
             written.append(result)
             done += result.stored_bytes
             if on_progress:
@@ -132,17 +136,22 @@ def _write_rope_tables(file: RegionFile, emitted: EmittedDecoder) -> None:
 def _write_all(
     write: _Write,
     emitted: EmittedDecoder,
+    weights: Mapping[str, WeightPlan],
     parts: Mapping[str, tuple[Tensor, ...]],
     guides: Iterable[Mapping[str, RoundingGuide]],
 ) -> Iterator[_Written]:
     """Write what the guides are for as they come, then all else."""
+
+    def chunks(roles: Iterable[str]) -> Iterator[_Chunk]:
+        return (chunk for role in roles for chunk in _chunks_of(role, weights[role], parts[role]))
+
     waiting = dict.fromkeys(emitted.weights)
     for some in guides:
-        yield from _in_parallel(write, ((c, some[role]) for role in some for c in _chunks_of(role, parts[role])))
+        yield from _in_parallel(write, ((chunk, some[chunk.role]) for chunk in chunks(some)))
         for role in some:
             del waiting[role]
         del some  # gone before the next are made: they take memory
-    yield from _in_parallel(write, ((c, None) for role in waiting for c in _chunks_of(role, parts[role])))
+    yield from _in_parallel(write, ((chunk, None) for chunk in chunks(waiting)))
 
 
 def _check_space(path: Path, size_bytes: int) -> None:
@@ -154,15 +163,26 @@ def _check_space(path: Path, size_bytes: int) -> None:
         )
 
 
-def _chunks_of(role: str, tensors: tuple[Tensor, ...]) -> Iterator[_Chunk]:
-    first_row = 0
-    for tensor in tensors:
-        rows = tensor.shape[0]
-        columns = int(np.prod(tensor.shape[1:], dtype=np.int64))
-        step = max(CHUNK_ELEMENTS // columns, 1)
-        for start in range(0, rows, step):
-            yield _Chunk(role, tensor, start, min(start + step, rows), first_row + start)
-        first_row += rows
+def _chunks_of(role: str, plan: WeightPlan, tensors: tuple[Tensor, ...]) -> Iterator[_Chunk]:
+    for matrix, parts in enumerate(_by_matrix(plan, tensors)):
+        first_row = 0
+        for tensor in parts:
+            rows = tensor.shape[0]
+            columns = int(np.prod(tensor.shape[1:], dtype=np.int64))
+            step = max(CHUNK_ELEMENTS // columns, 1)
+            for start in range(0, rows, step):
+                yield _Chunk(role, matrix, tensor, start, min(start + step, rows), first_row + start)
+            first_row += rows
+
+
+def _by_matrix(plan: WeightPlan, tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    """The stored tensors of each matrix that a weight is kept as."""
+    rest = iter(tensors)
+    for matrix in plan.matrices:
+        mine: list[Tensor] = []
+        while sum(tensor.shape[0] for tensor in mine) < matrix.shape[0]:
+            mine.append(next(rest))
+        yield tuple(mine)
 
 
 def _write_chunk(
@@ -182,7 +202,9 @@ def _write_chunk(
             file.write_rows(regions.scales, chunk.first_row, rows.scales)
         if regions.zero_points and rows.zero_points is not None:
             file.write_rows(regions.zero_points, chunk.first_row, pack(rows.zero_points, plan.format.bits))
-        return _Written(chunk.role, rows.squared_error, rows.squared_weight, largest, stored_bytes)
+        if regions.offsets and rows.offsets is not None:
+            file.write_rows(regions.offsets, chunk.first_row, rows.offsets)
+        return _Written(chunk.role, chunk.matrix, rows.squared_error, rows.squared_weight, largest, stored_bytes)
     floats = read_floats(chunk.tensor, chunk.start, chunk.stop)
     if chunk.role.endswith("_norm"):
         floats = floats + np.float32(norm_offset)
@@ -190,7 +212,7 @@ def _write_chunk(
     file.write_rows(regions.values, chunk.first_row, stored)
     difference = stored.astype(np.float32) - floats if stored.dtype != floats.dtype else np.zeros(1, np.float32)
     squared_error, squared_weight = (float(np.vdot(values, values)) for values in (difference, floats))
-    return _Written(chunk.role, squared_error, squared_weight, _largest(floats), stored_bytes)
+    return _Written(chunk.role, chunk.matrix, squared_error, squared_weight, _largest(floats), stored_bytes)
 
 
 def _quantized(
@@ -264,26 +286,30 @@ def _reports(
     parts: Mapping[str, tuple[Tensor, ...]],
 ) -> tuple[TensorReport, ...]:
     reports = []
-    for role, regions in emitted.weights.items():
-        mine = sorted((part.squared_error, part.squared_weight) for part in written if part.role == role)
-        error, weight = (sum(column) for column in zip(*mine, strict=True))
-        largest = max(part.largest for part in written if part.role == role)
-        form = weights[role].format
-        places = (regions.values, regions.scales, regions.zero_points)
-        elements = sum(prod(tensor.shape) for tensor in parts[role])
-        reports.append(
-            TensorReport(
-                role=role,
-                stored=" + ".join(dict.fromkeys(tensor.dtype for tensor in parts[role])),
-                bits=regions.values.item_bytes * 8 if form.is_float else form.bits,
-                block_size=form.block_size,
-                size_bytes=sum(region.size_bytes for region in places if region),
-                source_bytes=sum(tensor.size_bytes for tensor in parts[role]),
-                relative_error=_four_digits((error / weight) ** 0.5 if weight else 0.0),
-                peak=_four_digits(largest / (weight / elements) ** 0.5 if weight else 0.0),
-            )
-        )
+    for role, matrices in emitted.weights.items():
+        plan = weights[role]
+        for index, (form, stored) in enumerate(zip(plan.matrices, _by_matrix(plan, parts[role]), strict=True)):
+            mine = [part for part in written if (part.role, part.matrix) == (role, index)]
+            reports.append(_report(role, form.format, matrices[index], stored, mine))
     return tuple(reports)
+
+
+def _report(
+    role: str, form: WeightFormat, regions: WeightRegions, stored: tuple[Tensor, ...], written: list[_Written]
+) -> TensorReport:
+    sums = sorted((part.squared_error, part.squared_weight) for part in written)
+    error, weight = (sum(column) for column in zip(*sums, strict=True))
+    largest, elements = max(part.largest for part in written), sum(prod(tensor.shape) for tensor in stored)
+    return TensorReport(
+        role=role,
+        stored=" + ".join(dict.fromkeys(tensor.dtype for tensor in stored)),
+        bits=regions.values.item_bytes * 8 if form.is_float else form.bits,
+        block_size=form.block_size,
+        size_bytes=regions.size_bytes,
+        source_bytes=sum(tensor.size_bytes for tensor in stored),
+        relative_error=_four_digits((error / weight) ** 0.5 if weight else 0.0),
+        peak=_four_digits(largest / (weight / elements) ** 0.5 if weight else 0.0),
+    )
 
 
 def _four_digits(value: float) -> float:

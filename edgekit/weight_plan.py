@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from math import prod
 from weakref import WeakKeyDictionary
 
 from edgekit.anatomy import WeightKind
 from edgekit.outline import Outline
 from edgekit.quant import BLOCK_SIZES, QuantScheme, WeightFormat
+from edgekit.source import Tensor
 
 __all__ = ["WeightGroup", "WeightPlan", "WeightsPlan", "calibrated", "plan_weights"]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightPlan:
-    """How one weight is stored. `carried`: the checkpoint's own blocks, bit for bit."""
+    """How one weight is stored.
+
+    Attributes:
+        format: Of the first piece where there are several.
+        carried: The checkpoint's own blocks, without rounding.
+        pieces: Matrices of some rows each, one after the other, where a checkpoint stores parts of a packed projection
+            differently and one format can't carry them all; else empty.
+    """
 
     shape: tuple[int, ...]
     format: WeightFormat
     carried: bool = False
+    pieces: tuple[WeightPlan, ...] = ()
+
+    @property
+    def matrices(self) -> tuple[WeightPlan, ...]:
+        """What is stored: the pieces, or the whole."""
+        return self.pieces or (self,)
 
     @property
     def form_is_blocks(self) -> bool:
@@ -30,7 +45,7 @@ class WeightPlan:
     @property
     def size_bytes(self) -> int:
         """Stored size."""
-        return self.format.size_bytes(self.shape[0], prod(self.shape[1:]))
+        return sum(one.format.size_bytes(one.shape[0], prod(one.shape[1:])) for one in self.matrices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +94,10 @@ def _plan_weights(outline: Outline, scheme: QuantScheme) -> WeightsPlan:
     for name, plan in weights.items():
         weight = outline.anatomy.weights[name]
         multiplied = weight.parameters if weight.role and weight.kind not in ("embedding", "head") else 0
-        size_bytes, sum_multiplied = sums.get((weight.kind, plan.format, weight.active), (0, 0))
-        sums[weight.kind, plan.format, weight.active] = (size_bytes + plan.size_bytes, sum_multiplied + multiplied)
+        for one in plan.matrices:
+            size_bytes, sum_multiplied = sums.get((weight.kind, one.format, weight.active), (0, 0))
+            share = multiplied * one.shape[0] // plan.shape[0]
+            sums[weight.kind, one.format, weight.active] = (size_bytes + one.size_bytes, sum_multiplied + share)
     return WeightsPlan(weights, tuple(WeightGroup(*key, *sums[key]) for key in sums), notes)
 
 
@@ -92,21 +109,51 @@ def _plan_each(outline: Outline, scheme: QuantScheme) -> tuple[dict[str, WeightP
             weights[name] = WeightPlan(weight.shape, WeightFormat(scheme.activation_bits))
             continue
         form = scheme.format_of(weight.role, _layer(name), layers)
-        stored = {tensor.exact_block for tensor in outline.parts.get(name, ())}
-        exact = next(iter(stored)) if len(stored) == 1 else None
-        if exact and not form.is_float and (scheme.keep or exact[0] == form.bits):
-            weights[name] = WeightPlan(weight.shape, WeightFormat(*exact), carried=True)
+        columns, tensors = weight.shape[1], outline.parts.get(name, ())
+        fitting = _fitting(form, columns, exactly=weight.role == "embedding")
+        exact = {tensor.exact_format for tensor in tensors}
+        same = next(iter(exact)) if len(exact) == 1 else None
+        if scheme.keep and any(exact):
+            weights[name] = _kept(weight.shape, tensors, fitting)
             continue
-        columns = weight.shape[1]
-        weights[name] = WeightPlan(weight.shape, _fitting(form, columns, exactly=weight.role == "embedding"))
-        if weights[name].format != form:
-            adjusted.add(
-                f"{weight.role}: rows of {columns} take {_named(weights[name].format)} instead of {_named(form)}"
-            )
+        if same and same.bits == form.bits and not same.offset:
+            weights[name] = WeightPlan(weight.shape, same, carried=True)
+            continue
+        weights[name] = WeightPlan(weight.shape, fitting)
+        if fitting != form:
+            adjusted.add(f"{weight.role}: rows of {columns} take {_named(fitting)} instead of {_named(form)}")
     notes = sorted(adjusted)
+    if scheme.keep and outline.parts:
+        notes.append(_what_is_kept(outline, weights))
     if scheme.rounding == "gptq":
         notes.append(_price_of_calibration(scheme, weights))
     return weights, tuple(notes)
+
+
+def _kept(shape: tuple[int, ...], tensors: tuple[Tensor, ...], other: WeightFormat) -> WeightPlan:
+    """A checkpoint's own blocks, in as few matrices as its formats allow; `other` is for tensors that can't be carried."""
+    pieces = []
+    for exact, group in groupby(tensors, key=lambda tensor: tensor.exact_format):
+        rows = sum(tensor.shape[0] for tensor in group)
+        pieces.append(WeightPlan((rows, *shape[1:]), exact or other, carried=exact is not None))
+    if len(pieces) == 1:
+        return pieces[0]
+    return WeightPlan(shape, pieces[0].format, all(piece.carried for piece in pieces), tuple(pieces))
+
+
+def _what_is_kept(outline: Outline, weights: Mapping[str, WeightPlan]) -> str:
+    """Which of a checkpoint's types are carried over, and which are not."""
+    kinds: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    for role, weight in weights.items():
+        if weight.form_is_blocks:
+            for tensor in outline.parts.get(role, ()):
+                kinds[tensor.exact_format is not None][tensor.dtype] = None
+    texts = []
+    if kinds[True]:
+        texts.append(f"{', '.join(kinds[True])} blocks are carried over without loss")
+    if kinds[False]:
+        texts.append(f"{', '.join(kinds[False])} tensors are rounded to 8 bits")
+    return "keep: " + "; ".join(texts)
 
 
 def calibrated(scheme: QuantScheme, weights: Mapping[str, WeightPlan]) -> frozenset[str]:

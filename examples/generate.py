@@ -8,7 +8,7 @@ import edgekit
 if isinstance(sys.stdout, io.TextIOWrapper):  # Windows' code pages lack much of what models write
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
 with edgekit.load(sys.argv[1] if len(sys.argv) > 1 else "smollm2.edgekit") as model:
-    reply = model.generate("What is the capital of France?", max_tokens=48)
+    reply = model.generate("What is the capital of France? Answer in one sentence.", max_tokens=48)
     print(f"{reply.text} [{reply.finish_reason}, {reply.stats.decode_tokens_per_s:.0f} tokens/s]")
 
     session = model.session()  # its cache stays: each turn computes only what is new

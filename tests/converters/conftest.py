@@ -30,6 +30,7 @@ PROMPT, DECODE = 70, 40
 Floats = NDArray[np.float32]
 LogitsCheck = Callable[..., None]
 GgufWriter = Callable[..., Path]
+BlockMaker = Callable[..., NDArray[np.uint8]]
 
 ARCHITECTURES = {"gemma3_text": "gemma3"}
 TYPE_NORMAL, TYPE_CONTROL, TYPE_UNUSED = 1, 3, 5
@@ -101,11 +102,47 @@ def log_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[str, i
     return start
 
 
+# Where a block's half-precision scale and minimum lie, and its six-bit scales (of Q4_K and Q5_K).
+_HALVES = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+
+
 @pytest.fixture(scope="session")
-def write_gguf() -> GgufWriter:
+def make_blocks() -> BlockMaker:
+    """`make_blocks(kind, rows, columns, seed=0)`: a type's stored rows, uint8 [rows, bytes], of weights around 0.02.
+
+    Quantized from noise where the `gguf` package can do that; else made up: random integers, with scales and minima of like
+    sizes as quantizers find them.
+    """
+
+    def make(kind: gguf.GGMLQuantizationType, rows: int, columns: int, seed: int = 0) -> NDArray[np.uint8]:
+        generator = np.random.default_rng((int(kind), seed))
+        if kind.name not in _HALVES:
+            noise = generator.normal(0, 0.02, (rows, columns)).astype(np.float32)
+            return np.ascontiguousarray(gguf.quants.quantize(noise, kind)).view(np.uint8)
+        block, size_bytes = gguf.GGML_QUANT_SIZES[kind]
+        blocks = generator.integers(0, 256, (rows * columns // block, size_bytes), dtype=np.uint8)
+        for place in _HALVES[kind.name]:
+            halves = generator.uniform(5e-5, 1e-4, len(blocks)).astype(np.float16)
+            blocks[:, place : place + 2] = halves.view(np.uint8).reshape(-1, 2)
+        return blocks.reshape(rows, -1)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_gguf(make_blocks: BlockMaker) -> GgufWriter:
     """`write_gguf(directory, path, kinds={})`: a Hugging Face model as llama.cpp's converter writes it.
 
-    Weights are float32 but where `kinds` maps a GGUF tensor's name to a quantization type. `extra` sets more metadata.
+    Weights are float32 but where `kinds` maps a GGUF tensor's name to a quantization type: those that the `gguf` package
+    can't quantize to are of `make_blocks`. `extra` sets more metadata.
     """
 
     def write(directory: Path, path: Path, *, kinds: Any = None, extra: Any = None) -> Path:
@@ -124,7 +161,9 @@ def write_gguf() -> GgufWriter:
             if kind is None:
                 writer.add_tensor(name, values)
             else:
-                writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+                made = kind.name in _HALVES
+                blocks = make_blocks(kind, *values.shape) if made else gguf.quants.quantize(values, kind)
+                writer.add_tensor(name, blocks, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

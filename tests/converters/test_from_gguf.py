@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekit.converters.from_gguf import GgufTensor, _tokenizer, open_gguf
+from edgekit.converters.gguf_blocks import BLOCK_TYPES
 from edgekit.converters.gguf_header import read_gguf_header
 from edgekit.converters.positional_file import PositionalFile
 from edgekit.errors import EdgeKitError, SourceError, UnsupportedError
@@ -154,9 +155,9 @@ def reference(kind: gguf.GGMLQuantizationType) -> NDArray[np.float32]:
     return values
 
 
-def in_halves(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def in_halves(rows: NDArray[Any]) -> NDArray[Any]:
     """Undo llama.cpp's permutation."""
-    return rows.reshape(-1, HEAD_DIM // 2, 2, COLUMNS).swapaxes(1, 2).reshape(rows.shape)
+    return rows.reshape(-1, HEAD_DIM // 2, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
 @pytest.fixture(scope="module")
@@ -185,24 +186,24 @@ def test_row_slices_equal_gguf(kind: gguf.GGMLQuantizationType, folder: Path, ro
 
 
 @pytest.mark.parametrize("head_dim", [0, HEAD_DIM])
-@pytest.mark.parametrize("name", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("name", BLOCK_TYPES)
 @FEW
 @given(rows=SLICES)
-def test_carried_blocks_are_exactly_the_dequantized_rows(
-    name: str, head_dim: int, folder: Path, rows: list[int]
-) -> None:
+def test_slices_of_blocks_are_slices_of_them_all(name: str, head_dim: int, folder: Path, rows: list[int]) -> None:
     start, stop = rows
     tensor = one_tensor(folder / name, gguf.GGMLQuantizationType[name], head_dim=head_dim)
-    blocks = tensor.read_blocks(start, stop)
-    assert (blocks.bits, blocks.block_size) == tensor.exact_block
-    centred = blocks.values.astype(np.float32) - np.float32(1 << (blocks.bits - 1))
-    weights = centred.reshape(stop - start, -1, blocks.block_size) * blocks.scales[..., None]
-    np.testing.assert_array_equal(weights.reshape(stop - start, COLUMNS), tensor.read(start, stop))
+    whole = one_tensor(folder / name, gguf.GGMLQuantizationType[name]).read_blocks(0, ROWS)
+    found = tensor.read_blocks(start, stop)
+    assert found.format == tensor.exact_format == whole.format
+    for part, of_all in ((found.values, whole.values), (found.scales, whole.scales), (found.offsets, whole.offsets)):
+        assert (part is None) == (of_all is None)
+        if part is not None and of_all is not None:
+            np.testing.assert_array_equal(part, (in_halves(of_all) if head_dim else of_all)[start:stop])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.name not in {"Q4_0", "Q8_0"}], ids=lambda k: k.name)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.name not in BLOCK_TYPES], ids=lambda kind: kind.name)
 def test_other_types_are_not_carried(kind: gguf.GGMLQuantizationType, folder: Path) -> None:
-    assert one_tensor(folder / kind.name, kind).exact_block is None
+    assert one_tensor(folder / kind.name, kind).exact_format is None
 
 
 # ---- Against transformers' own reader ----

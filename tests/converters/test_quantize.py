@@ -172,14 +172,18 @@ def test_weights_too_small_to_matter_stay_as_small(magnitude: float, form: Weigh
     assert np.abs(dequantize(quantize(weights, form), form, 300)).max() <= fitted * magnitude
 
 
+@pytest.mark.parametrize("offset", [False, True])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_carried_blocks_are_exact(bits: int) -> None:
+def test_carried_blocks_are_exact(bits: int, offset: bool) -> None:
     generator = np.random.default_rng(bits)
     values = generator.integers(0, 1 << bits, (5, 96), dtype=np.uint8)
-    scales = generator.normal(size=(5, 3)).astype(np.float16).astype(np.float32)
-    rows = carry_over(StoredBlocks(bits, 32, values, scales))
+    scales, offsets = generator.normal(size=(2, 5, 3)).astype(np.float16).astype(np.float32)
+    form = WeightFormat(bits, 32, offset=offset)
+    rows = carry_over(StoredBlocks(form, values, scales, offsets if offset else None))
     expected = (values.astype(np.float32) - (1 << (bits - 1))) * np.repeat(scales, 32, axis=1)
-    np.testing.assert_array_equal(dequantize(rows, WeightFormat(bits, 32), 96), expected)
+    if offset:
+        expected += np.repeat(offsets, 32, axis=1)
+    np.testing.assert_array_equal(dequantize(rows, form, 96), expected)
     assert rows.squared_error == 0
     assert rows.squared_weight == pytest.approx(squared(expected), rel=ERROR_TOLERANCE)
 

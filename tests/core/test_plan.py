@@ -31,7 +31,7 @@ class Stored:
     shape: tuple[int, ...]
     dtype: str = "BF16"
     size_bytes: int = 0
-    exact_block: tuple[int, int] | None = None
+    exact_format: WeightFormat | None = None
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         raise AssertionError("a plan reads no weights")
@@ -53,7 +53,7 @@ def model(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int
     )
 
 
-def source_of(config: ModelConfig, kinds: dict[str, tuple[str, tuple[int, int] | None]] | None = None) -> Source:
+def source_of(config: ModelConfig, kinds: dict[str, tuple[str, WeightFormat | None]] | None = None) -> Source:
     """A checkpoint of that shape; `kinds` gives some roles a GGUF type."""
     parts = {
         role: (Stored(role, shape, *(("BF16", 0, None) if role not in (kinds or {}) else stored(kinds, role))),)
@@ -63,7 +63,7 @@ def source_of(config: ModelConfig, kinds: dict[str, tuple[str, tuple[int, int] |
     return Source(config, TokenizerFiles("{}", None, (), None), parts, provenance, ())
 
 
-def stored(kinds: Any, role: str) -> tuple[str, int, tuple[int, int] | None]:
+def stored(kinds: Any, role: str) -> tuple[str, int, WeightFormat | None]:
     return kinds[role][0], 0, kinds[role][1]
 
 
@@ -206,20 +206,24 @@ def test_int8_multiplication_is_for_blocks_on_targets_that_have_it(level: int, i
 
 # ---- GGUF ----
 
-Q4_0, Q8_0, Q6_K = ("Q4_0", (4, 32)), ("Q8_0", (8, 32)), ("Q6_K", None)
+Q4_0, Q4_1 = ("Q4_0", WeightFormat(4, 32)), ("Q4_1", WeightFormat(4, 32, offset=True))
+Q6_K, Q8_0, IQ2_XS = ("Q6_K", WeightFormat(8, 16)), ("Q8_0", WeightFormat(8, 32)), ("IQ2_XS", None)
 
 
-def test_keep_carries_exact_blocks_and_requantizes_the_rest() -> None:
-    kinds = {"layers.0.qkv": Q4_0, "layers.0.down": Q8_0, "head": Q6_K}
+def test_keep_carries_exact_formats_and_requantizes_the_rest() -> None:
+    kinds = {"layers.0.qkv": Q4_0, "layers.1.qkv": Q4_1, "layers.0.down": Q8_0, "head": IQ2_XS}
     plan = make_plan(source_of(model(2, 64, 128, 2, 1), kinds), LINUX)
     assert plan.quant == "keep"
-    assert plan.weights["layers.0.qkv"].format == WeightFormat(4, 32)
-    assert {role for role, weight in plan.weights.items() if weight.carried} == {"layers.0.qkv", "layers.0.down"}
+    carried = {role: weight.format for role, weight in plan.weights.items() if weight.carried}
+    assert carried == {role: kind[1] for role, kind in kinds.items() if kind[1]}
     assert plan.weights["head"].format == RECIPES["int8"].format
+    assert plan.notes == (
+        "keep: Q4_0, Q8_0, Q4_1 blocks are carried over without loss; BF16, IQ2_XS tensors are rounded to 8 bits",
+    )
 
 
 def test_other_schemes_carry_blocks_of_their_own_width_only() -> None:
-    source = source_of(model(1, 64, 128, 2, 1), {"layers.0.qkv": Q4_0, "layers.0.down": Q8_0})
+    source = source_of(model(1, 64, 128, 2, 1), {"layers.0.qkv": Q4_0, "layers.0.gate_up": Q4_1, "layers.0.down": Q8_0})
     carried = {
         quant: {role for role, weight in make_plan(source, LINUX, quant=quant).weights.items() if weight.carried}
         for quant in ("int4", "int8", "fp32")
@@ -227,11 +231,30 @@ def test_other_schemes_carry_blocks_of_their_own_width_only() -> None:
     assert carried == {"int4": {"layers.0.qkv"}, "int8": {"layers.0.down"}, "fp32": set()}
 
 
-def test_parts_of_different_types_are_not_carried() -> None:
+def packed_of(*parts: tuple[int, tuple[str, WeightFormat | None]]) -> Source:
+    """A model whose query, key and value together have 128 rows of 64, stored as these parts: rows and type."""
     source = source_of(model(1, 64, 128, 2, 1), {"layers.0.qkv": Q4_0})
-    mixed = (Stored("q", (64, 64), "Q4_0", 0, (4, 32)), Stored("k", (64, 64), "Q8_0", 0, (8, 32)))
-    source = replace(source, parts={**source.parts, "layers.0.qkv": mixed})
-    assert not make_plan(source, LINUX, quant="keep").weights["layers.0.qkv"].carried
+    tensors = tuple(Stored(str(index), (rows, 64), kind[0], 0, kind[1]) for index, (rows, kind) in enumerate(parts))
+    return replace(source, parts={**source.parts, "layers.0.qkv": tensors})
+
+
+def test_parts_of_different_types_are_kept_in_a_matrix_each() -> None:
+    weight = make_plan(packed_of((64, Q4_1), (32, Q4_1), (32, Q6_K)), LINUX, quant="keep").weights["layers.0.qkv"]
+    assert weight.carried
+    assert [(piece.shape, piece.format) for piece in weight.matrices] == [((96, 64), Q4_1[1]), ((32, 64), Q6_K[1])]
+    assert weight.size_bytes == 96 * 2 * (16 + 8) + 32 * 4 * (16 + 4)
+    assert make_plan(packed_of((128, Q6_K)), LINUX).weights["layers.0.qkv"].pieces == ()
+
+
+def test_part_that_no_format_carries_is_requantized_beside_those_that_are_carried() -> None:
+    weight = make_plan(packed_of((64, Q4_0), (32, IQ2_XS), (32, Q4_0)), LINUX, quant="keep").weights["layers.0.qkv"]
+    assert not weight.carried
+    assert [(piece.carried, piece.format.bits) for piece in weight.matrices] == [(True, 4), (False, 8), (True, 4)]
+
+
+def test_parts_of_different_types_are_not_carried_by_a_scheme_that_names_bits() -> None:
+    weight = make_plan(packed_of((64, Q4_0), (64, Q8_0)), LINUX, quant="int8").weights["layers.0.qkv"]
+    assert (weight.carried, weight.matrices) == (False, (weight,))
 
 
 # ---- Calibration ----
@@ -283,8 +306,7 @@ def written_bytes(source: Source, plan: Plan) -> int:
         accuracy_level=plan.accuracy_level,
         data_file="x",
     )
-    places = [place for found in emitted.weights.values() for place in (found.values, found.scales, found.zero_points)]
-    return sum(place.size_bytes for place in places if place)
+    return sum(regions.size_bytes for matrices in emitted.weights.values() for regions in matrices)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

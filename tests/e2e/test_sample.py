@@ -10,7 +10,8 @@ import edgekit
 from edgekit.gate import verify_bundle
 
 pytestmark = pytest.mark.slow
-QUESTION = "What is the capital of France?"
+# fp32 itself is torn about the first word of an answer to the first half alone: 0.08 nats.
+QUESTION = "What is the capital of France? Answer in one sentence."
 
 
 @pytest.fixture(scope="module")

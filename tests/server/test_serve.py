@@ -149,7 +149,7 @@ def test_sample_answers_and_its_prefix_is_kept(sample_gguf: Path, tmp_path: Path
 
     edgekit.convert(sample_gguf, target="linux-x86-64", out=tmp_path / "sample.edgekit")
     with serving(tmp_path / "sample.edgekit") as (_, url), openai.OpenAI(base_url=url, api_key="none") as client:
-        messages: Any = [{"role": "user", "content": "What is the capital of France?"}]
+        messages: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
         reply = client.chat.completions.create(model="sample", messages=messages, max_tokens=20)
         assert "Paris" in (reply.choices[0].message.content or "")
         again = client.chat.completions.create(model="sample", messages=messages, max_tokens=20)
