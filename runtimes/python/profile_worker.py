@@ -14,6 +14,7 @@ import edgekit
 from edgekit.child import answer
 from edgekit.errors import GenerationError
 from edgekit.machine import clock_hz, temperature_c
+from edgekit.runtime_options import usable_cores
 from edgekit.session import GenerateOptions, Stats
 
 from .engine import LoadedModel
@@ -62,7 +63,7 @@ def measure(
             "load_s": loaded - began,
             "files_dropped": dropped,
             "provider": model.provider.to_json(),
-            "threads": load.get("threads") or 0,
+            "threads": load.get("threads") or min(model.program.runtime.threads, usable_cores()),
         }
         prompt = _prompt(model, prompt_tokens)
         ids = _token_ids(model, prompt)

@@ -27,9 +27,10 @@ from edgekit.registry import PROVIDERS_OF_FORMATS
 
 from .providers import PROVIDERS, executor_name, find_devices, is_installed, package_versions
 
-__all__ = ["CPU_ONLY", "ProviderChoice", "cache_directory", "choose_provider", "fall_back"]
+__all__ = ["CPU_ONLY", "ProviderChoice", "cache_directory", "choose_provider", "fall_back", "list_providers"]
 
 PROBE = "edgekit.runtimes.provider_probe"
+DEVICES = "edgekit.runtimes.provider_devices"
 PROBE_TIMEOUT_S = 300.0  # an NPU's compiler takes minutes for a large graph, once
 
 
@@ -100,6 +101,22 @@ def choose_provider(
             return ProviderChoice(name, trial.device, reason, tuple(passed_over))
         passed_over.append(f"{name}: {trial.problem}")
     return ProviderChoice("cpu", "cpu", "; ".join(passed_over) or "no other provider is installed", tuple(passed_over))
+
+
+def list_providers() -> list[dict[str, Any]]:
+    """For each provider: the versions of its packages, the kinds of its devices here, and what is wrong with it."""
+    found = []
+    for name in PROVIDERS:
+        entry: dict[str, Any] = {"name": name, "versions": package_versions(name), "devices": [], "problem": None}
+        if not is_installed(name):
+            entry["problem"] = "not installed"
+        else:
+            try:
+                entry["devices"] = run_child(DEVICES, {"provider": name}, timeout_s=PROBE_TIMEOUT_S)["devices"]
+            except ChildError as error:
+                entry["problem"] = error.message
+        found.append(entry)
+    return found
 
 
 def fall_back(choice: ProviderChoice, problem: str) -> ProviderChoice:

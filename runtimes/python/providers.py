@@ -92,7 +92,7 @@ def executor_name(provider: str, device: str) -> str:
 def is_installed(provider: str) -> bool:
     """Whether a provider's package is there; nothing of it is loaded."""
     module = _known(provider).module
-    return not module or importlib.util.find_spec(module) is not None
+    return not module or _is_importable(module) or _runs_alone(provider)
 
 
 def package_versions(provider: str) -> dict[str, str]:
@@ -109,13 +109,14 @@ def find_devices(provider: str) -> dict[str, Any]:
         BundleError: Its library is not loaded.
     """
     described = _known(provider)
-    _register(provider)
+    if _is_importable(described.module) or not _runs_alone(provider):
+        _register(provider)
     found: dict[str, Any] = {}
     for device in ort.get_ep_devices():
         if device.ep_name == described.ep_name:
             found.setdefault(device.device.type.name.lower(), device)
-    if provider == "openvino" and "cpu" not in found and importlib.util.find_spec("openvino"):
-        found["cpu"] = None  # the plugin lists Intel's devices only; the library itself runs on any x86-64 processor
+    if _runs_alone(provider):
+        found.setdefault("cpu", None)
     return found
 
 
@@ -146,29 +147,57 @@ def open_session(
     options = options or ort.SessionOptions()
     options.log_severity_level = _QUIET
     kind, found = _pick_device(provider, device)
+    if only and provider != "cpu":
+        options.add_session_config_entry(_DISABLE_FALLBACK, "1")
     try:
-        if provider == "cpu":
-            return _as_session(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
-        if found is None:
-            from .openvino_session import OpenVinoSession
-
-            return OpenVinoSession(path, threads=options.intra_op_num_threads)
-        if only:
-            options.add_session_config_entry(_DISABLE_FALLBACK, "1")
-        options.add_provider_for_devices([found], _options_of(provider) | dict(provider_options or {}))
-        with _stdout_kept():
-            return _as_session(ort.InferenceSession(path, options))
+        session = _open(path, provider, found, options, dict(provider_options or {}))
     except Exception as error:  # ONNX Runtime's errors share no base class but this
         raise BundleError(
             f"{path.name} is not taken by {executor_name(provider, kind)}: {first_line(error)}",
             hint="use --provider cpu, or convert the model again with this version of EdgeKit",
         ) from error
+    if only and provider != "cpu":
+        _check_fixed_shapes(session, path)
+    return session
+
+
+def _open(path: Path, provider: str, device: Any, options: Any, provider_options: dict[str, str]) -> GraphSession:
+    if provider == "cpu":
+        cpu: GraphSession = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return cpu
+    if device is None:
+        from .openvino_session import OpenVinoSession
+
+        return OpenVinoSession(path, threads=options.intra_op_num_threads)
+    options.add_provider_for_devices([device], _options_of(provider) | provider_options)
+    with _stdout_kept():
+        plugin: GraphSession = ort.InferenceSession(path, options)
+        return plugin
+
+
+def _check_fixed_shapes(session: GraphSession, path: Path) -> None:
+    """NPUs take fixed dimensions only; their emulators and a vendor's library for the CPU would take more."""
+    for value in (*session.get_inputs(), *session.get_outputs()):
+        if not all(isinstance(dimension, int) for dimension in value.shape):
+            raise BundleError(
+                f"{path.name}: {value.name} has a dimension that is not fixed, which no NPU takes",
+                hint="convert the model again with this version of EdgeKit",
+            )
 
 
 def first_line(error: BaseException) -> str:
     """What an error of ONNX Runtime says, without its stack."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def _is_importable(module: str) -> bool:
+    return bool(module) and importlib.util.find_spec(module) is not None
+
+
+def _runs_alone(provider: str) -> bool:
+    """Whether the vendor's own library is there, which is called where the plugin has no device: see `openvino_session`."""
+    return provider == "openvino" and _is_importable("openvino")
 
 
 def _known(provider: str) -> ExecutionProvider:
@@ -227,11 +256,6 @@ def _stdout_kept() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
-
-
-def _as_session(session: Any) -> GraphSession:
-    made: GraphSession = session
-    return made
 
 
 def _version(distribution: str) -> str:

@@ -83,6 +83,15 @@ def test_graph_that_is_none_is_one_error(provider: str, tmp_path: Path) -> None:
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize("provider", [name for name in PROVIDERS if name != "cpu"])
+def test_graph_for_an_npu_has_fixed_shapes(provider: str, tmp_path: Path) -> None:
+    if not installed(provider):
+        pytest.skip(f"{provider} is not installed")
+    write_quantized_product(tmp_path / "product.onnx", rows="rows")
+    with pytest.raises(BundleError):
+        open_session(tmp_path / "product.onnx", provider, device="cpu", only=True)
+
+
 def test_unknown_provider_is_named() -> None:
     with pytest.raises(UnsupportedError, match="'cuda' is not known"):
         find_devices("cuda")
