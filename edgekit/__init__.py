@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from edgekit.loading import load
+    from edgekit.outline import Outline, UnknownModel, open_outline
     from edgekit.pipeline import convert
     from edgekit.plan import Plan, make_plan
     from edgekit.progress import Progress
@@ -49,6 +50,7 @@ __all__ = [
     "Manifest",
     "MissingExtraError",
     "Model",
+    "Outline",
     "Plan",
     "PlanError",
     "Progress",
@@ -62,6 +64,7 @@ __all__ = [
     "TargetError",
     "TokenLogprob",
     "ToolCall",
+    "UnknownModel",
     "UnsupportedError",
     "__version__",
     "convert",
@@ -70,6 +73,7 @@ __all__ = [
     "load_target",
     "make_plan",
     "open_bundle",
+    "open_outline",
     "open_source",
 ]
 
@@ -88,6 +92,7 @@ _MODULES = {
         "UnsupportedError",
     ),
     "edgekit.loading": ("load",),
+    "edgekit.outline": ("Outline", "UnknownModel", "open_outline"),
     "edgekit.pipeline": ("convert",),
     "edgekit.plan": ("Plan", "make_plan"),
     "edgekit.progress": ("Progress",),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from edgekit.quant import CacheFormat
 
@@ -30,6 +31,7 @@ class Efficiency:
         whole_windows: The cache of a layer with a sliding window still holds the whole context.
         context_multiple: What a context must be a multiple of.
         schemes: Recipes that the format's programs can be written with; empty: any.
+        unit: What computes.
     """
 
     weight_bandwidth: Mapping[int, float]
@@ -43,6 +45,7 @@ class Efficiency:
     whole_windows: bool = True
     context_multiple: int = 1
     schemes: tuple[str, ...] = ()
+    unit: Literal["cpu", "npu"] = "cpu"
 
 
 EFFICIENCY: Mapping[str, Efficiency] = {

@@ -30,13 +30,18 @@ AUTO_TOKENS_PER_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every decision for one model on one device. `notes` says each departure from what was asked, and why."""
+    """Every decision for one model on one device.
+
+    `provider` is what should run the program, empty for the processor. `notes` says each departure from what was asked, and
+    why.
+    """
 
     target: str
     format: str
     scheme: QuantScheme
     context: int
     cache: CacheFormat
+    provider: str
     runtime: RuntimeOptions
     accuracy_level: int
     weights: Mapping[str, WeightPlan]
@@ -63,6 +68,7 @@ class Plan:
             "quant": self.quant,
             "context": self.context,
             "cache": self.cache.value,
+            "provider": self.provider,
             "runtime": asdict(self.runtime),
             "memory": asdict(self.memory),
             "speed": asdict(self.speed),
@@ -115,6 +121,7 @@ def make_plan(
         scheme=scheme,
         context=chosen_context,
         cache=chosen_cache,
+        provider=target.npu.provider if target.npu and frame.efficiency.unit == "npu" else "",
         runtime=target.options(frame.format),
         accuracy_level=4 if target.cpu.int8_activations and scheme.quantized else 0,
         weights=planned.weights,

@@ -16,6 +16,7 @@ from edgekit.weight_plan import WeightGroup
 __all__ = ["SpeedPlan", "plan_speed"]
 
 _BASIS = "modelled from the target's bandwidth and int8 rate"
+_UNKNOWN_NPU = "modelled from the target's bandwidth and its cores' int8 rate, the NPU's own being unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,20 @@ def plan_speed(
         read += group.size_bytes * group.active
         multiplied += group.multiplied * group.active
     kept = _kept_bytes(anatomy, context, cache)
-    bandwidth, compute = target.memory.bandwidth_bytes_per_s, efficiency.prefill_compute * target.cpu.int8_ops_per_s
+    int8_ops_per_s, basis = _compute(target, efficiency)
+    compute, bandwidth = efficiency.prefill_compute * int8_ops_per_s, target.memory.bandwidth_bytes_per_s
     token_s = (token_read + kept / efficiency.cache_bandwidth) / bandwidth
     token_s += len(anatomy.caches) * efficiency.layer_s
     chunk_s = max(2 * multiplied * chunk / compute, chunk_read / bandwidth)
-    return SpeedPlan(_rounded(1 / token_s), _rounded(chunk / chunk_s), round(read + kept), _BASIS)
+    return SpeedPlan(_rounded(1 / token_s), _rounded(chunk / chunk_s), round(read + kept), basis)
+
+
+def _compute(target: Target, efficiency: Efficiency) -> tuple[int, str]:
+    """The int8 rate of what computes, and what the speeds are based on."""
+    if efficiency.unit == "cpu" or target.npu is None:
+        return target.cpu.int8_ops_per_s, _BASIS
+    known = target.npu.int8_ops_per_s
+    return (known, _BASIS) if known else (target.cpu.int8_ops_per_s, _UNKNOWN_NPU)
 
 
 def _kept_bytes(anatomy: Anatomy, context: int, cache: CacheFormat) -> int:

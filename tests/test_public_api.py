@@ -23,6 +23,7 @@ NAMES = [
     "Manifest",
     "MissingExtraError",
     "Model",
+    "Outline",
     "Plan",
     "PlanError",
     "Progress",
@@ -36,6 +37,7 @@ NAMES = [
     "TargetError",
     "TokenLogprob",
     "ToolCall",
+    "UnknownModel",
     "UnsupportedError",
     "__version__",
     "convert",
@@ -44,6 +46,7 @@ NAMES = [
     "load_target",
     "make_plan",
     "open_bundle",
+    "open_outline",
     "open_source",
 ]
 

@@ -263,3 +263,18 @@ def test_an_obstacle_is_the_first_note() -> None:
 def test_a_profiles_default_recipe_is_what_auto_takes() -> None:
     assert make_plan(small_outline(), replace(LINUX, quant="int4-block64")).quant == "int4-block64"
     assert make_plan(small_outline(), replace(LINUX, quant="int4-block64"), quant="int8").quant == "int8"
+
+
+def test_an_npus_programs_are_planned_with_its_rate_and_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.plan.EFFICIENCY", {"onnx": replace(ONNX, unit="npu")})
+    device = load_target("copilot-snapdragon-x-elite")
+    assert device.npu
+    rates = {}
+    for rate in (0, device.cpu.int8_ops_per_s, 4 * device.cpu.int8_ops_per_s):
+        plan = make_plan(small_outline(), replace(device, npu=replace(device.npu, int8_ops_per_s=rate)), format="onnx")
+        assert plan.provider == "qnn"
+        rates[rate] = plan.speed.prefill_tokens_per_s
+        assert ("unknown" in plan.speed.basis) == (rate == 0)
+    unknown, equal, faster = rates.values()
+    assert unknown == equal < faster
+    assert make_plan(small_outline(), LINUX).provider == ""
