@@ -101,7 +101,8 @@ def assemble(
     if not tied:
         weights["head"] = Weight("head", "head", (vocabulary, hidden))
     for index, parts in enumerate(layers):
-        weights |= {f"layers.{index}.{name}": weight for part in parts for name, weight in part.weights.items()}
+        found = {f"layers.{index}.{name}": weight for part in parts for name, weight in part.weights.items()}
+        weights |= {name: weight for name, weight in found.items() if weight.parameters}  # no biases: no vector
     return Anatomy(
         model_type=fields.text("model_type"),
         vocab_size=vocabulary,
