@@ -14,8 +14,10 @@ __all__ = [
     "LOADER",
     "MULTIMODAL",
     "OUTLINE_READERS",
+    "PROCESS_MEMORY",
     "PROFILE_WORKER",
     "PROVIDERS_OF_FORMATS",
+    "REHEARSAL_WORKER",
     "SERVER",
     "SERVER_SETTINGS",
     "SOURCE_READERS",
@@ -52,6 +54,8 @@ BACKENDS = {"onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend"}
 PROVIDERS_OF_FORMATS = {"onnx": ("cpu",)}
 LOADER = "edgekit.runtimes.engine:load_model"
 PROFILE_WORKER = "edgekit.runtimes.profile_worker"
+PROCESS_MEMORY = "edgekit.runtimes.process_memory:memory_use"
+REHEARSAL_WORKER = "edgekit.runtimes.rehearsal_worker"
 SERVER = "edgekit.runtimes.server.serve:serve"
 SERVER_SETTINGS = "edgekit.runtimes.server.settings:Settings"
 

@@ -62,7 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a Windows console's own encoding can't show every model's text
             stream.reconfigure(encoding="utf-8", errors=errors)
     try:
-        code = _edgekit.main(arguments, prog_name="edgekit", standalone_mode=False)
+        code = _edgekit.main(
+            arguments,
+            prog_name="edgekit",
+            standalone_mode=False,
+            obj=list(sys.argv[1:] if arguments is None else arguments),
+        )
     except EdgeKitError as error:
         click.echo(f"error: {error.message}", err=True)
         if error.hint:

@@ -11,6 +11,7 @@ import click
 
 from edgekit.cli.generation_options import GroupedCommand, generation_options, logprobs_option
 from edgekit.cli.options import json_option, print_json, provider_note, provider_option
+from edgekit.cli.rehearsal import rehearse_command, rehearse_option
 from edgekit.session import Reply
 
 __all__ = ["command"]
@@ -24,21 +25,25 @@ __all__ = ["command"]
 @generation_options
 @logprobs_option
 @provider_option
+@rehearse_option
 @json_option
 def command(
     bundle: Path,
     prompt: str,
     format_: str | None,
     provider: str | None,
+    rehearse: str | None,
     threads: int | None,
     as_json: bool,
     **options: Any,
-) -> None:
+) -> int | None:
     """Answer one PROMPT with the model in BUNDLE. A prompt of - is read from stdin."""
     from edgekit.loading import load
 
     if options["logprobs"] is not None and not as_json:
         raise click.UsageError("--logprobs needs --json.")
+    if rehearse:
+        return rehearse_command(bundle, rehearse, as_json=as_json, format=format_, provider=provider, threads=threads)
     if prompt == "-":
         prompt = sys.stdin.read()
     with load(bundle, format=format_, provider=provider, threads=threads, session_cache_bytes=0) as model:
@@ -47,7 +52,7 @@ def command(
         provider_note(model)
         if as_json:
             print_json(_as_json(model.generate(prompt, **options)) | {"provider": model.provider.to_json()})
-            return
+            return None
         for chunk in model.stream(prompt, **options):
             click.echo(chunk.reasoning, nl=False, err=True)
             click.echo(chunk.text, nl=False)
@@ -55,6 +60,7 @@ def command(
         click.echo()
         if chunk.stats and chunk.finish_reason == "length":
             click.echo(f"note: ended after {chunk.stats.new_tokens} tokens", err=True)
+    return None
 
 
 def _as_json(reply: Reply) -> dict[str, Any]:

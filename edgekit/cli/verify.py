@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgekit.cli.options import json_option, print_json, progress_bars, provider_option, threads_option
+from edgekit.cli.rehearsal import rehearse_command, rehearse_option
 
 __all__ = ["command"]
 
@@ -27,6 +28,7 @@ FAILED = 1
     help="A text file of your own to compare on as well, by up to 4,096 tokens spread over it.",
 )
 @provider_option
+@rehearse_option
 @threads_option
 @json_option
 def command(
@@ -35,6 +37,7 @@ def command(
     reference: str | None,
     text: Path | None,
     provider: str | None,
+    rehearse: str | None,
     threads: int | None,
     as_json: bool,
 ) -> int:
@@ -43,6 +46,11 @@ def command(
 
     if text is not None and reference is None:
         raise click.UsageError("--text needs --reference SOURCE: the bundle remembers its own texts only")
+    if rehearse and reference is not None:
+        raise click.UsageError("--rehearse takes no --reference, which needs more memory than the program")
+    if rehearse:
+        format_ = formats[0] if formats else None
+        return rehearse_command(bundle, rehearse, as_json=as_json, format=format_, provider=provider, threads=threads)
     with progress_bars() as on_progress:
         rows = verify_bundle(
             bundle,

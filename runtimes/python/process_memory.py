@@ -22,11 +22,13 @@ class MemoryUse:
         rss_bytes: All of it.
         private_bytes: What only this process has and can't be read again from a file.
         mapped_bytes: Pages of files: the system takes them back when memory is short.
+        peak_rss_bytes: The most that it has had.
     """
 
     rss_bytes: int = 0
     private_bytes: int = 0
     mapped_bytes: int = 0
+    peak_rss_bytes: int = 0
 
 
 def memory_use(pid: int | None = None) -> MemoryUse:
@@ -34,26 +36,28 @@ def memory_use(pid: int | None = None) -> MemoryUse:
     if sys.platform == "linux":
         values = _proc_status(pid)
         rss, private = values.get("VmRSS", 0), values.get("RssAnon", 0)
-        return MemoryUse(rss, private, values.get("RssFile", 0))
+        return MemoryUse(rss, private, values.get("RssFile", 0), values.get("VmHWM", 0))
     if pid is not None:
         return MemoryUse()
     if sys.platform == "win32":
         counters = _windows_counters()
         rss, private = int(counters.WorkingSetSize), min(int(counters.PrivateUsage), int(counters.WorkingSetSize))
-        return MemoryUse(rss, private, rss - private)
-    return MemoryUse(_darwin_rss()) if sys.platform == "darwin" else MemoryUse()
+        return MemoryUse(rss, private, rss - private, int(counters.PeakWorkingSetSize))
+    return MemoryUse(_darwin_rss() if sys.platform == "darwin" else 0, peak_rss_bytes=_getrusage_peak())
 
 
 def peak_rss_bytes() -> int:
     """The most resident memory this process has had, in bytes; 0 where the system does not tell."""
+    return memory_use().peak_rss_bytes
+
+
+def _getrusage_peak() -> int:
     if sys.platform == "win32":
-        return int(_windows_counters().PeakWorkingSetSize)
-    if sys.platform == "linux":  # getrusage would begin with what the parent had when it made this process
-        return _proc_status(None).get("VmHWM", 0)
+        return 0
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # others count in KiB
 
 
 def release_free_memory() -> None:
