@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekit.anatomy import Anatomy, anatomy_of
+from edgekit.anatomy import anatomy_of
 from edgekit.errors import UnsupportedError
 from edgekit.outline import Outline, UnknownModel
-from edgekit.registry import ARCHITECTURES, load_attribute
+from edgekit.registry import ARCHITECTURES, MULTIMODAL, load_attribute
 
 from .anatomies.families import DESCRIBED, MULTIMODAL_TEXT, describe
 from .anatomies.gguf import GGUF_ARCHITECTURES, describe_gguf
@@ -75,38 +75,41 @@ def outline_of_gguf(path: str | Path) -> Outline | UnknownModel:
         anatomy, kept = describe_gguf(header.metadata, stored, path.name)
     except UnsupportedError as error:
         return UnknownModel(path.name, error.message)
-    return Outline(path.name, anatomy, None, kept, _quantized(stored), obstacle=_not_converted(anatomy))
+    return Outline(path.name, anatomy, None, kept, _quantized(stored), obstacle=_not_converted(anatomy.model_type))
 
 
 def _from_config(name: str, config: Mapping[str, Any], origin: str, names: Mapping[str, None]) -> Outline:
     obstacle = _quantization(config)
-    if config.get("model_type") in MULTIMODAL_TEXT:
-        config, origin, notes = _text_config(config, origin)
-    else:
+    kind = ConfigFields(config, origin).text("model_type")
+    if kind in ARCHITECTURES or kind in MULTIMODAL:
         config, origin, names, notes = text_part(config, origin, names)
+    elif kind in DESCRIBED:
+        notes = ()
+    else:
+        config, origin, notes = _text_config(kind, config, origin)
+        obstacle = _not_converted(kind)
     fields = ConfigFields(config, origin)
     model_type = fields.text("model_type")
     if model_type in ARCHITECTURES:
         described = load_attribute(ARCHITECTURES[model_type]).describe(fields)
         return Outline(name, anatomy_of(described), described, notes=notes, obstacle=obstacle)
-    if model_type not in DESCRIBED:
-        raise UnsupportedError(f"the architecture {model_type[:40]!r} is not understood")
-    anatomy = describe(fields)
-    return Outline(name, anatomy, None, notes=notes, obstacle=_not_converted(anatomy))
+    return Outline(name, describe(fields), None, notes=notes, obstacle=_not_converted(kind))
 
 
-def _text_config(config: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], str, tuple[str, ...]]:
-    """The text part of a multimodal model that is not converted."""
-    kind = str(config["model_type"])
+def _text_config(kind: str, config: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+    """The text part of a multimodal model of any kind, where that part is understood."""
     inner = ConfigFields(config, origin).nested("text_config")
-    values = {**inner.values, "model_type": inner.text("model_type", MULTIMODAL_TEXT[kind])}
+    model_type = inner.values.get("model_type", MULTIMODAL_TEXT.get(kind))
+    if not isinstance(model_type, str) or (model_type not in ARCHITECTURES and model_type not in DESCRIBED):
+        raise UnsupportedError(f"the architecture {kind[:40]!r} is not understood")
+    values = {**inner.values, "model_type": model_type}
     if "tie_word_embeddings" in config and "tie_word_embeddings" not in values:
         values["tie_word_embeddings"] = config["tie_word_embeddings"]
     return values, inner.origin, (f"the text part of a {kind} checkpoint: images and sound are not counted",)
 
 
-def _not_converted(anatomy: Anatomy) -> str:
-    return f"EdgeKit does not convert {anatomy.model_type} yet"
+def _not_converted(model_type: str) -> str:
+    return f"EdgeKit does not convert {model_type} yet"
 
 
 def _quantization(config: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ from edgekit.weight_plan import WeightGroup
 
 __all__ = ["SpeedPlan", "plan_speed"]
 
-_BASIS = "modelled from the target's bandwidth and int8 rate"
-_UNKNOWN_NPU = "modelled from the target's bandwidth and its cores' int8 rate, the NPU's own being unknown"
+_BASIS = "modelled from the target's bandwidth and int8 rate, with half of the context in use"
+_UNKNOWN_NPU = f"{_BASIS}; the NPU's rate is not known, its cores' is taken"
 
 
 @dataclass(frozen=True, slots=True)

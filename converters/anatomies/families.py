@@ -64,11 +64,14 @@ _SHARED_GRANITE = replace(_WIDE_MIXTURE, sparse=granite_sparse, shared_size=_nam
 _PLAIN_BIASES = Family(bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias")
 _LFM2 = Family(norm="head", tied=True, mixers={"conv": short_convolution}, kinds=lfm2_kinds, dense_size=_lfm2_size)
 
+_INDEXED = replace(_DEEPSEEK_V3, mixers={"full_attention": partial(latent, indexed=True)})
+
 _FAMILIES: Mapping[str, Family] = {
+    "arcee": replace(_PLAIN_BIASES, gated=False),
     "cohere2": Family(norms=1, tied=True, kinds=sliding_intervals("sliding_window_pattern", 4)),
     "deepseek_v2": _DEEPSEEK_V3,
     "deepseek_v3": _DEEPSEEK_V3,
-    "deepseek_v32": replace(_DEEPSEEK_V3, mixers={"full_attention": partial(latent, indexed=True)}),
+    "deepseek_v32": _INDEXED,
     "ernie4_5": Family(bias="use_bias", output_bias="use_bias", mlp_bias="use_bias", tied=True),
     "ernie4_5_moe": Family(
         bias="use_bias",
@@ -83,6 +86,11 @@ _FAMILIES: Mapping[str, Family] = {
         ),
     ),
     "exaone4": Family(norm="head", kinds=sliding_intervals("sliding_window_pattern", 4)),
+    "exaone_moe": Family(
+        norm="head",
+        kinds=sliding_intervals("sliding_window_pattern", 4),
+        mixture=Mixture(sparse=after_dense(1), shared_size=_times("num_shared_experts", "moe_intermediate_size")),
+    ),
     "gemma": Family(tied=True),
     "glm": Family(bias="attention_bias"),
     "glm4": Family(bias="attention_bias", norms=4),
@@ -90,6 +98,7 @@ _FAMILIES: Mapping[str, Family] = {
         bias="attention_bias", norm="use_qk_norm", mixture=Mixture(sparse=after_dense(1), shared_size=_N_SHARED)
     ),
     "glm4_moe_lite": Family(mixers=_LATENT, mixture=Mixture(sparse=after_dense(1), shared_size=_N_SHARED)),
+    "glm_moe_dsa": replace(_INDEXED, mixture=Mixture(sparse=after_dense(3), shared_size=_N_SHARED)),
     "gpt_oss": Family(
         bias=True,
         output_bias=True,
@@ -143,6 +152,8 @@ _FAMILIES: Mapping[str, Family] = {
     ),
     "qwen3_next": _QWEN3_NEXT,
     "seed_oss": Family(bias="attention_bias", output_bias="attention_out_bias", mlp_bias="mlp_bias"),
+    "solar_open": Family(mixture=Mixture(shared_size=_N_SHARED)),
+    "stablelm": Family(norms=4, final_norms=2, bias="use_qkv_bias"),
     "starcoder2": Family(
         norms=4,
         final_norms=2,
@@ -159,7 +170,7 @@ _OWN: Mapping[str, Callable[[ConfigFields], Anatomy]] = {
     "gemma4_text": describe_gemma4,
 }
 DESCRIBED = frozenset({*_FAMILIES, *_OWN})
-# Multimodal checkpoints and the type of their text part, where it does not say.
+# The type of a multimodal checkpoint's text part, where that does not say it.
 MULTIMODAL_TEXT: Mapping[str, str] = {
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",

@@ -87,6 +87,13 @@ def test_the_text_part_of_a_multimodal_model_is_planned(tmp_path: Path) -> None:
     assert outline.notes == ("the text part of a gemma3n checkpoint: images and sound are not counted",)
 
 
+def test_the_text_part_may_be_of_a_converted_kind_inside_another(tmp_path: Path) -> None:
+    text = default_config("qwen2")
+    outline = known(write_config(tmp_path, {"model_type": "llava", "text_config": text, "vision_config": {}}))
+    assert outline.anatomy.model_type == "qwen2"
+    assert outline.obstacle == "EdgeKit does not convert llava yet"
+
+
 def test_the_list_of_tensors_says_if_the_head_is_its_own(tmp_path: Path) -> None:
     text = {key: value for key, value in default_config("mistral").items() if key != "tie_word_embeddings"}
     write_config(tmp_path, {"model_type": "mistral3", "text_config": text})
@@ -99,6 +106,7 @@ def test_the_list_of_tensors_says_if_the_head_is_its_own(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
+        ({"model_type": "qwen2_vl"}, "the architecture 'qwen2_vl' is not understood"),
         ({"model_type": "bert"}, "the architecture 'bert' is not understood"),
         ({"model_type": "qwen3_next", "layer_types": ["odd"] * 48}, "layers of the kind 'odd' are not known"),
         ({"model_type": "llama", "rope_scaling": {"rope_type": "spiral"}}, "spiral"),
