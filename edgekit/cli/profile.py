@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgekit.cli.options import finite, json_option, print_json, progress_bars, provider_option, threads_option
+from edgekit.errors import EdgeKitError
 
 __all__ = ["command"]
 
@@ -60,17 +61,19 @@ def _profile(bundle: Path, html: Path | None, as_json: bool, **options: Any) -> 
     from edgekit.profile import profile_bundle
     from edgekit.profile_report import profile_html, profile_text
 
+    if html and not html.absolute().parent.is_dir():  # said now, not after minutes of measuring
+        raise EdgeKitError(f"{html} can't be written: there is no such folder", hint="choose another --html")
     format_, sustained = options.pop("format_"), options.pop("sustained")
     with progress_bars() as on_progress:
         profile = profile_bundle(
             bundle, format=format_, sustained_s=sustained or 0.0, on_progress=on_progress, **options
         )
-    if html:
-        html.write_text(profile_html(profile), encoding="utf-8", newline="\n")
     if as_json:
         print_json(profile.to_json())
     else:
         click.echo(profile_text(profile))
+    if html:
+        html.write_text(profile_html(profile), encoding="utf-8", newline="\n")
 
 
 def _compare(first: Path, second: Path, as_json: bool) -> None:

@@ -162,6 +162,7 @@ def test_inspect_shows_a_bundle(cli: Any, tiny_bundle: Path) -> None:
         "raspberry-pi-5",
         "program     onnx, context 256, ok",
         "8 bits, blocks of 64",
+        "run on onnxruntime: programs of this format run on the CPU",
         "goldens.json",
     ):
         assert part in result.out

@@ -160,6 +160,7 @@ def test_what_is_no_bundle_or_profile_is_refused(
 ) -> None:
     assert "not a bundle" in refused("profile", tmp_path)
     assert "has no other program" in refused("profile", tiny_bundle, "--format", "other")
+    assert "no such folder" in refused("profile", tiny_bundle, "--html", tmp_path / "none" / "a.html")
     manifest = tiny_bundle / "edgekit.json"
     assert "is not a profile" in refused("profile", "--compare", manifest, manifest)
 
