@@ -21,7 +21,7 @@ from typing import Any
 import edgekit
 from edgekit.bundle import Bundle, Program
 from edgekit.child import ChildError, run_child
-from edgekit.errors import BundleError, EdgeKitError, UnsupportedError
+from edgekit.errors import BundleError, EdgeKitError, MissingExtraError, UnsupportedError
 from edgekit.machine import describe_machine
 from edgekit.registry import PROVIDERS_OF_FORMATS
 
@@ -129,7 +129,7 @@ def _choose_asked(bundle: Bundle, program: Program, asked: str, verifying: bool)
     if asked == "cpu":
         return ProviderChoice("cpu", "cpu", "asked for")
     if not is_installed(asked):
-        find_devices(asked)  # raises what to install
+        raise MissingExtraError(PROVIDERS[asked].distribution, asked)
     trial = _verify_devices(asked) if verifying else _try_kept(bundle, program, asked, any_device=True)
     if trial.problem:
         raise BundleError(
