@@ -15,12 +15,13 @@ from edgekit.registry import ARCHITECTURES, MULTIMODAL, load_attribute
 from edgekit.source import Provenance, Source, Tensor, TokenizerFiles, part_shapes, require_supported
 
 from .architectures.fields import ConfigFields
+from .prequantized import PACKED_TYPES
 
 __all__ = ["assemble_source", "described_parts"]
 
 # Left-overs that published checkpoints carry and no model reads.
 _UNUSED = re.compile(r"(rotary_emb\.inv_freq|rope_freqs\.weight|rope_factors_(long|short)\.weight|\.masked_bias)$")
-_SAFETENSORS_FLOATS = {"F64", "F32", "F16", "BF16"}
+_SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16"} | PACKED_TYPES
 COMPARED_ROWS = 64  # a head that was trained apart differs in every row
 _LAYER = re.compile(r"layers\.(\d+)\.(\w+)")
 
@@ -136,7 +137,7 @@ def _check_all_used(
 
 
 def _check_types(parts: Mapping[str, tuple[Tensor, ...]]) -> None:
-    unread = [tensor for tensors in parts.values() for tensor in tensors if tensor.dtype not in _SAFETENSORS_FLOATS]
+    unread = [tensor for tensors in parts.values() for tensor in tensors if tensor.dtype not in _SAFETENSORS_TYPES]
     if unread:
         raise UnsupportedError(
             f"tensor {unread[0].name} is stored as {unread[0].dtype}, which is not read yet ({len(unread)} such tensors)",

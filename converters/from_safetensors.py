@@ -24,6 +24,7 @@ from .assemble import assemble_source
 from .hf_tokenizer import read_licence, tokenizer_from_directory
 from .json_files import read_json
 from .positional_file import PositionalFile
+from .prequantized import combine_packed
 from .text_part import text_part
 
 __all__ = ["SafetensorsTensor", "open_directory", "read_header"]
@@ -175,34 +176,23 @@ def open_directory(directory: str | Path, *, name: str | None = None, revision: 
     """
     directory = Path(directory)
     config: Mapping[str, Any] = read_json(directory / "config.json")
-    _refuse_quantized(config)
     files = _weight_files(directory)
-    tensors: dict[str, Tensor] = {}
+    stored: dict[str, SafetensorsTensor] = {}
     for path in files:
         found = read_header(PositionalFile(path))
-        twice = sorted(set(found) & set(tensors))
+        twice = sorted(set(found) & set(stored))
         if twice:
             raise SourceError(
                 f"{directory}: tensor {twice[0]} is in {path.name} and in another file ({len(twice)} such tensors)",
                 hint="keep the files of one download only",
             )
-        tensors |= found
-    _check_index(directory, files, tensors)
+        stored |= found
+    _check_index(directory, files, stored)
+    tensors = combine_packed(config, directory, stored)
     config, origin, kept, notes = text_part(config, str(directory / "config.json"), tensors)
     tokenizer = tokenizer_from_directory(directory, config)
     provenance = Provenance("safetensors", name or directory.resolve().name, revision, read_licence(directory))
     return assemble_source(config, origin, kept, tokenizer, provenance=provenance, weight_files=files, notes=notes)
-
-
-def _refuse_quantized(config: Mapping[str, object]) -> None:
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if quantization:
-        named = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-        method = named if isinstance(named, str) and named.isprintable() else "an unnamed method"
-        raise UnsupportedError(
-            f"this checkpoint is already quantized with {method[:60]}, which is not read yet",
-            hint="use the full-precision checkpoint it was made from, or a GGUF",
-        )
 
 
 def _weight_files(directory: Path) -> tuple[Path, ...]:

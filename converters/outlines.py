@@ -21,10 +21,12 @@ from .gguf_config import is_described
 from .gguf_header import read_gguf_header
 from .json_files import optional_json, read_json
 from .positional_file import PositionalFile
+from .prequantized import unread_method
 from .text_part import text_part
 
 __all__ = ["outline_of_directory", "outline_of_gguf", "outline_of_hub"]
 
+_PACKED = "the checkpoint is quantized: a conversion carries its groups over, this plan counts its weights as floats"
 _CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
 
 
@@ -79,7 +81,8 @@ def outline_of_gguf(path: str | Path) -> Outline | UnknownModel:
 
 
 def _from_config(name: str, config: Mapping[str, Any], origin: str, names: Mapping[str, None]) -> Outline:
-    obstacle = _quantization(config)
+    obstacle = unread_method(config) or ""
+    packed = bool(config.get("quantization_config")) and not obstacle
     kind = ConfigFields(config, origin).text("model_type")
     if kind in ARCHITECTURES or kind in MULTIMODAL:
         config, origin, names, notes = text_part(config, origin, names)
@@ -92,6 +95,7 @@ def _from_config(name: str, config: Mapping[str, Any], origin: str, names: Mappi
     model_type = fields.text("model_type")
     if model_type in ARCHITECTURES:
         described = load_attribute(ARCHITECTURES[model_type]).describe(fields)
+        notes += (_PACKED,) if packed else ()
         return Outline(name, anatomy_of(described), described, notes=notes, obstacle=obstacle)
     return Outline(name, describe(fields), None, notes=notes, obstacle=_not_converted(kind))
 
@@ -110,15 +114,6 @@ def _text_config(kind: str, config: Mapping[str, Any], origin: str) -> tuple[dic
 
 def _not_converted(model_type: str) -> str:
     return f"EdgeKit does not convert {model_type} yet"
-
-
-def _quantization(config: Mapping[str, Any]) -> str:
-    values = config.get("quantization_config")
-    if not values:
-        return ""
-    method = values.get("quant_method") if isinstance(values, Mapping) else None
-    named = method[:40] if isinstance(method, str) and method.isprintable() else "an unnamed method"
-    return f"EdgeKit does not read checkpoints that are quantized with {named} yet"
 
 
 def _quantized(tensors: Mapping[str, Any]) -> bool:

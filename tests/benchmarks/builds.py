@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from convert import edgekit_command, genai_command, require, run, write_gguf
-from peers import Contender
+from peers import Contender, file_bytes
 
 EDGEKIT_SCHEMES = ("int8", "int4-mixed", "int4")
 EDGEKIT_VARIANTS = ("int4-block64", "int4-block128")
@@ -63,10 +63,15 @@ def contenders(source: Path, work: Path, peers_python: str | None) -> list[Candi
 
 def variants(source: Path, work: Path, peers_python: str | None, torchao_python: str | None) -> list[Candidate]:
     """What else EdgeKit and its peers offer in the same sizes."""
+    rivals = (
+        genai(source, work, peers_python, "int4", ()),
+        *(llama_cpp(source, work, peers_python, kind, number) for kind, number in LLAMA_CPP_VARIANTS.items()),
+    )
     return [
+        *(within(source, work, rival) for rival in rivals),
         *(edgekit(source, work, scheme) for scheme in EDGEKIT_VARIANTS),
         *(genai(source, work, peers_python, name, options) for name, options in GENAI_VARIANTS.items()),
-        *(llama_cpp(source, work, peers_python, kind, number) for kind, number in LLAMA_CPP_VARIANTS.items()),
+        *rivals[1:],
         *(torchao(source, work, torchao_python, name, recipe) for name, recipe in TORCHAO_RECIPES.items()),
     ]
 
@@ -88,6 +93,18 @@ def edgekit(source: Path, work: Path, scheme: str, *, name: str = "") -> Candida
         return out
 
     return Candidate(name or f"edgekit {scheme}", "edgekit", sys.executable, make)
+
+
+def within(source: Path, work: Path, rival: Candidate) -> Candidate:
+    """The bundle that EdgeKit finds for a peer's size."""
+    out = work / f"at-{rival.name.replace(' ', '-')}.edgekit"
+
+    def make() -> Path:
+        budget = ("--max-size", str(file_bytes(rival.make())))
+        run(edgekit_command(source, out, "auto", *budget, "--no-verify"), work / "edgekit.log")
+        return out
+
+    return Candidate(f"edgekit at {rival.name}'s bytes", "edgekit", sys.executable, make)
 
 
 def genai(source: Path, work: Path, python: str | None, name: str, options: Sequence[str]) -> Candidate:

@@ -39,9 +39,14 @@ class Contender:
 
     @property
     def file_bytes(self) -> int:
-        """Size of the programs and weights, without tokenizer and settings; 0 where there are none (torchao)."""
-        files = [self.artifact, *self.artifact.rglob("*")]
-        return sum(f.stat().st_size for f in files if f.is_file() and f.suffix not in {".json", ".jinja", ".txt"})
+        """Size of the programs and weights; 0 where there are none (torchao)."""
+        return file_bytes(self.artifact)
+
+
+def file_bytes(artifact: Path) -> int:
+    """Size of a file, or of a folder without tokenizer and settings."""
+    files = [artifact, *artifact.rglob("*")]
+    return sum(f.stat().st_size for f in files if f.is_file() and f.suffix not in {".json", ".jinja", ".txt"})
 
 
 class WorkerError(Exception):

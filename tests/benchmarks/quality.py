@@ -132,6 +132,8 @@ def measure_all(candidates: list[Candidate], sets: list[TextSet], source: Path, 
             continue
         divergences[contender.name] = found
         rows[contender.name] = {"engine": contender.engine, "file_bytes": size, "texts": summary(found)}
+        kl = rows[contender.name]["texts"][sets[0].name]["kl_mean"]
+        print(f"{contender.name}: {size / 1e6:.1f} MB, mean KL {kl:.4f}", file=sys.stderr)
     timed = [contender for contender in ready if contender.name in divergences]
     for name, speed in measure_speed(timed, source, arguments).items():
         rows[name] |= speed

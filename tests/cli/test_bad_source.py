@@ -50,7 +50,7 @@ def _unsupported_type(model: Path) -> None:
 
 
 def _quantized(model: Path) -> None:
-    _edit(model / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    _edit(model / "config.json", quantization_config={"quant_method": "fp8"})
 
 
 def _other_shape(model: Path) -> None:
@@ -80,7 +80,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no header": (_header_only, "model.safetensors"),
     "not a number": (_with_nan, "tensor model.layers.1.mlp.down_proj.weight holds values that are not finite"),
     "unsupported": (_unsupported_type, "'mamba' is not supported"),
-    "quantized": (_quantized, "already quantized with gptq"),
+    "quantized": (_quantized, "already quantized with FP8"),
     "shapes that disagree": (_other_shape, "proj.weight"),
     "broken config": (_broken_config, "config.json"),
     "broken tokenizer": (_broken_tokenizer, "tokenizer"),

@@ -298,8 +298,6 @@ def test_untied_model_without_head_is_refused(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words", "hint"),
     [
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized with gptq", "full-precision"),
-        ({"quantization_config": ["x"]}, "already quantized", "full-precision"),
         ({"model_type": "mamba"}, "'mamba'", "smollm3"),
         ({"hidden_act": "relu2"}, "'relu2'", "gelu_pytorch_tanh"),
         ({"rope_parameters": {"rope_type": "proportional"}}, "'proportional'", "longrope"),

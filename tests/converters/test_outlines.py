@@ -74,10 +74,17 @@ def test_a_model_that_is_not_converted_is_planned_with_a_note(model_type: str, t
 
 
 def test_a_quantized_checkpoint_is_planned_with_a_note(tmp_path: Path) -> None:
-    values = default_config("qwen3", quantization_config={"quant_method": "awq"})
+    values = default_config("qwen3", quantization_config={"quant_method": "fp8"})
     outline = known(write_config(tmp_path, values))
     assert outline.config
-    assert outline.obstacle == "EdgeKit does not read checkpoints that are quantized with awq yet"
+    assert outline.obstacle == "this checkpoint is already quantized with FP8, which is not read"
+
+
+def test_a_packed_checkpoint_has_no_obstacle_but_a_note(tmp_path: Path) -> None:
+    settings = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}
+    outline = known(write_config(tmp_path, default_config("qwen3", quantization_config=settings)))
+    assert outline.obstacle == ""
+    assert "counts its weights as floats" in outline.notes[0]
 
 
 def test_the_text_part_of_a_multimodal_model_is_planned(tmp_path: Path) -> None:
