@@ -65,14 +65,14 @@ def outline_of_gguf(path: str | Path) -> Outline | UnknownModel:
     """
     path = Path(path)
     header = read_gguf_header(PositionalFile(path))
-    architecture = header.metadata.get("general.architecture")
+    architecture = str(header.metadata.get("general.architecture"))
     try:
         if is_described(header.metadata):
             config, tensors = config_and_tensors(path, header)
             described, parts, notes = described_parts(config, path.name, tensors)
             return Outline(path.name, anatomy_of(described), described, parts, _quantized(tensors), notes=notes)
         if architecture not in GGUF_ARCHITECTURES:
-            raise UnsupportedError(f"the GGUF architecture {str(architecture)[:40]!r} is not understood")
+            raise UnsupportedError(f"the GGUF architecture {architecture[:40]!r} is not understood")
         stored = stored_tensors(path, header)
         anatomy, kept = describe_gguf(header.metadata, stored, path.name)
     except UnsupportedError as error:

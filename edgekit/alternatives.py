@@ -165,7 +165,11 @@ def plans_within(outline: Outline, target: Target, request: Request, limits: Lim
     asked = replace(request, budget_bytes=limits.budget_bytes(target))
     format = asked.plan(outline, target).format
     names = _recipes(format) if request.quant == "auto" else (request.quant,)
-    contexts = [request.context] if request.context else _contexts(outline.anatomy.context)
+    contexts = (
+        [request.context]
+        if request.context
+        else _contexts(outline.anatomy.context, EFFICIENCY[format].context_multiple)
+    )
     found = []
     for name in names:
         plans = (replace(asked, quant=name, context=context).plan(outline, target) for context in contexts)
@@ -175,7 +179,8 @@ def plans_within(outline: Outline, target: Target, request: Request, limits: Lim
     return sorted(found, key=lambda plan: -plan.memory.weights_bytes)
 
 
-def _contexts(longest: int) -> list[int]:
-    """The model's own context and each power of two below it, the longest first."""
+def _contexts(longest: int, step: int) -> list[int]:
+    """The model's own context and each power of two below it, as far as they are multiples of `step`; the longest first."""
+    longest = longest // step * step or longest
     powers = [1 << exponent for exponent in range(LEAST_CONTEXT.bit_length() - 1, longest.bit_length())]
-    return sorted({longest, *(power for power in powers if power <= longest)}, reverse=True)
+    return sorted({longest, *(power for power in powers if power <= longest and power % step == 0)}, reverse=True)

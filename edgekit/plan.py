@@ -145,6 +145,10 @@ class _Frame:
     def efficiency(self) -> Efficiency:
         return EFFICIENCY[self.format]
 
+    def whole_steps(self, context: int) -> int:
+        """The longest context up to this one that the format's programs can have; 0 where there is none."""
+        return context // self.efficiency.context_multiple * self.efficiency.context_multiple
+
     def memory(self, planned: WeightsPlan, context: int, cache: CacheFormat) -> MemoryPlan:
         return plan_memory(
             self.outline.anatomy,
@@ -216,7 +220,7 @@ def _asked_scheme(frame: _Frame, asked: str | QuantScheme, notes: list[str]) -> 
 def _automatic_scheme(frame: _Frame, notes: list[str]) -> QuantScheme:
     scheme = RECIPES["int8"]
     planned = plan_weights(frame.outline, scheme)
-    context, cache = _default_context(frame.outline), frame.caches(scheme, None)[0]
+    context, cache = _default_context(frame), frame.caches(scheme, None)[0]
     size_bytes, speed = planned.size_bytes, frame.speed(planned, context, cache).decode_tokens_per_s
     if size_bytes <= AUTO_MEMORY_PART * frame.budget_bytes and speed > AUTO_TOKENS_PER_S:
         return scheme
@@ -226,8 +230,10 @@ def _automatic_scheme(frame: _Frame, notes: list[str]) -> QuantScheme:
     return RECIPES["int4-mixed"]
 
 
-def _default_context(outline: Outline) -> int:
-    return min(outline.anatomy.context, DEFAULT_CONTEXT)
+def _default_context(frame: _Frame) -> int:
+    npu = frame.target.npu if frame.efficiency.unit == "npu" else None
+    longest = min(frame.outline.anatomy.context, DEFAULT_CONTEXT, npu.max_context if npu and npu.max_context else 10**9)
+    return frame.whole_steps(longest) or longest
 
 
 def _choose_context(
@@ -238,12 +244,9 @@ def _choose_context(
     notes: list[str],
 ) -> tuple[int, CacheFormat]:
     """The asked or default context with the best cache that fits; a shorter one, unless asked, with the smallest."""
-    longest = frame.outline.anatomy.context
-    default = _default_context(frame.outline)
-    if asked is not None and not 1 <= asked <= longest:
-        raise PlanError(
-            f"a context of {asked} is not possible: the model has 1 to {longest}", hint=f"use --context {default}"
-        )
+    default = _default_context(frame)
+    if asked is not None:
+        _check_context(frame, asked, default)
     context = asked or default
     needed = partial(_needed, frame, planned)
     fitting = next((cache for cache in caches if needed(context, cache) <= frame.budget_bytes), None)
@@ -253,10 +256,23 @@ def _choose_context(
             f"keys and values as {cache.value} instead of {caches[0].value}, so that they fit beside the weights"
         )
     while not asked and not fitting and context > LEAST_CONTEXT and needed(context, cache) > frame.budget_bytes:
-        context //= 2
+        context = frame.whole_steps(context // 2)
     if context < (asked or default):
         notes.append(f"context {context} instead of {default}, so that the cache fits beside the weights")
     return context, cache
+
+
+def _check_context(frame: _Frame, asked: int, default: int) -> None:
+    longest, step = frame.outline.anatomy.context, frame.efficiency.context_multiple
+    if not 1 <= asked <= longest:
+        raise PlanError(
+            f"a context of {asked} is not possible: the model has 1 to {longest}", hint=f"use --context {default}"
+        )
+    if asked % step:
+        raise PlanError(
+            f"a context of {asked} is not possible: {frame.format} programs take multiples of {step}",
+            hint=f"use --context {frame.whole_steps(asked) or step}",
+        )
 
 
 def _needed(frame: _Frame, planned: WeightsPlan, context: int, cache: CacheFormat) -> int:

@@ -55,13 +55,13 @@ def command(
     SOURCE is as for convert, but a config.json is enough: no weight is read, and of a hub id only the config is fetched.
     With --max-ram or --min-speed it lists the schemes and the longest contexts that keep to them.
     """
+    targets = list_targets() if target == ALL else (load_target(target),)
     outline = open_outline(source)
     if isinstance(outline, UnknownModel):
-        _show(_unknown_values(outline), f"{outline.name}: unknown, since {outline.reason}", as_json)
+        _show(_unknown_values(outline, target), f"{outline.name}: unknown, since {outline.reason}", as_json)
         return
     request = Request(quant, context, format_, CacheFormat(cache) if cache else None)
     limits = Limits(max_ram, min_speed)
-    targets = list_targets() if target == ALL else (load_target(target),)
     if limits != Limits():
         values, text = _within(outline, request, targets, limits)
     elif target == ALL:
@@ -91,9 +91,9 @@ def _model_values(outline: Outline) -> dict[str, Any]:
     }
 
 
-def _unknown_values(model: UnknownModel) -> dict[str, Any]:
+def _unknown_values(model: UnknownModel, target: str) -> dict[str, Any]:
     unknown = dict.fromkeys(("format", "quant", "context", "cache", "memory", "speed"))
-    return {"model": {"name": model.name}, "fits": "unknown", **unknown, "notes": [model.reason]}
+    return {"model": {"name": model.name}, "target": target, "fits": "unknown", **unknown, "notes": [model.reason]}
 
 
 def _values(outline: Outline, target: Target, plan: Plan) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from edgekit.anatomy import Anatomy, LayerCache, anatomy_of
 from edgekit.converters.anatomies.families import DESCRIBED, describe
 from edgekit.converters.architectures.fields import ConfigFields
-from edgekit.errors import SourceError, UnsupportedError
+from edgekit.errors import EdgeKitError, SourceError, UnsupportedError
 from edgekit.registry import ARCHITECTURES, load_attribute
 
 Values = dict[str, Any]
@@ -229,3 +231,24 @@ def test_parameters_are_the_shapes_products() -> None:
     assert found.parameters == sum(prod(weight.shape) for weight in found.weights.values())
     assert sum(found.parameters_by_kind().values()) == found.parameters
     assert found.active_parameters < found.parameters
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 1 << 40), st.floats(), st.text(max_size=5),
+    st.lists(st.one_of(st.integers(-1, 5), st.text(max_size=5), st.none()), max_size=5), st.dictionaries(st.text(), st.none()),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.sampled_from(sorted(DESCRIBED)), st.data())
+def test_spoilt_configs_are_described_or_refused(model_type: str, data: st.DataObject) -> None:
+    values = config_of(model_type).to_dict() | {"model_type": model_type, "num_hidden_layers": 4}
+    for key in data.draw(st.lists(st.sampled_from(sorted(values)), min_size=1, max_size=3)):
+        if key != "model_type":
+            values[key] = data.draw(JUNK)
+    try:
+        found = anatomy(values)
+    except EdgeKitError:
+        return
+    assert found.parameters > 0
+    assert all(layer.per_token >= 0 <= layer.state for layer in found.caches)

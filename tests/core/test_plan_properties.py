@@ -226,6 +226,28 @@ def test_an_asked_cache_is_kept() -> None:
     assert "float32, int8" in str(caught.value.hint)
 
 
+# ---- Contexts in steps ----
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A format whose programs have contexts in steps of 384."""
+    changed = {"onnx": replace(ONNX, context_multiple=384)}
+    monkeypatch.setattr("edgekit.plan.EFFICIENCY", changed)
+    monkeypatch.setattr("edgekit.alternatives.EFFICIENCY", changed)
+
+
+@pytest.mark.usefixtures("steps")
+def test_contexts_keep_to_the_formats_steps() -> None:
+    roomy = planned(10**10)
+    assert roomy.context == 10 * 384
+    assert planned(roomy.memory.total_bytes - 1).context == 5 * 384
+    assert all(plan.context % 384 == 0 for plan in plans_within(small_outline(), LINUX, Request(), Limits(10**9)))
+    with pytest.raises(PlanError, match="onnx programs take multiples of 384") as caught:
+        planned(10**10, context=1000)
+    assert caught.value.hint == "use --context 768"
+
+
 # ---- Experts ----
 
 
