@@ -6,7 +6,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from edgekit.errors import EdgeKitError, GenerationError
@@ -14,6 +15,9 @@ from edgekit.errors import EdgeKitError, GenerationError
 __all__ = ["ChildError", "answer", "run_child"]
 
 _LONGEST_REASON = 300
+# Not `python -m`: that would import what lies in the working directory, whosever it is. EdgeKit itself is found where it is.
+_START = "import runpy, sys; sys.path.append(sys.argv[1]); runpy.run_module(sys.argv[2], run_name='__main__')"
+_HOME = Path(__file__).resolve().parent.parent
 
 
 class ChildError(GenerationError):
@@ -24,14 +28,14 @@ def run_child(module: str, task: Mapping[str, Any], *, timeout_s: float | None =
     """Run a module that ends with `answer`: it gets `task` as JSON, and its answer is returned.
 
     Args:
-        module: For `python -m`.
+        module: Its name.
         task: What to do; JSON.
         timeout_s: How long it may take; None waits for ever.
 
     Raises:
         ChildError: It crashed, did not end in time, or raised an EdgeKitError, whose message and hint this one has.
     """
-    command = [sys.executable, "-m", module]
+    command = [sys.executable, "-P", "-c", _START, str(_HOME), module]
     try:
         done = subprocess.run(
             command, input=json.dumps(task), capture_output=True, check=False, timeout=timeout_s,
@@ -53,9 +57,10 @@ def run_child(module: str, task: Mapping[str, Any], *, timeout_s: float | None =
     return found
 
 
-def answer(work: Any) -> None:
-    """In the child: do `work(task)` and give its result, a JSON object, to the parent; or the EdgeKitError that it raised."""
+def answer(work: Callable[..., Mapping[str, Any]]) -> None:
+    """In the child: do `work(**task)` and give its result, a JSON object, to the parent; or the EdgeKitError that it raised."""
     task = json.loads(sys.stdin.read())
+    reply: dict[str, Any]
     try:
         reply = {"answer": work(**task)}
     except EdgeKitError as error:
