@@ -272,17 +272,21 @@ def _program_from(fields: _Fields) -> Program:
             cache.size("kv_heads"),
             cache.size("head_dim"),
             *(cache.get(key, str) for key in ("dtype", "past_key", "past_value", "present_key", "present_value")),
+            keys_transposed=cache.get("keys_transposed", bool) if "keys_transposed" in cache.values else False,
         ),
         vocab_size=fields.size("vocab_size"),
         rope_switch=fields.size("rope_switch"),
         weights=tuple(_report_from(item) for item in fields.objects("weights")),
         window=fields.size("window") if "window" in fields.values else 0,
         positions=fields.size("positions") if "positions" in fields.values else 0,
+        chunk=fields.size("chunk") if "chunk" in fields.values else 0,
+        npu=fields.texts("npu") if "npu" in fields.values else {},
     )
     context = fields.size("context")
-    if not graph.files or not context or graph.cache.dtype not in {"float32", "float16"}:
+    if not graph.files or not context or graph.cache.dtype not in {"float32", "float16", "uint8"}:
         raise BundleError(f"{fields.path} lacks files, a context or a known cache type", hint=_DAMAGED)
-    if not {"tokens", "length", "logits_start"} <= set(graph.inputs) or "logits" not in graph.outputs:
+    wanted = {"tokens", "logits_start", "past_length" if graph.chunk else "length"}
+    if not wanted <= set(graph.inputs) or "logits" not in graph.outputs or len(graph.files) < (4 if graph.chunk else 1):
         raise BundleError(f"{fields.path} does not name its inputs and outputs", hint=_DAMAGED)
     if ("first_position" in graph.inputs) != bool(graph.positions) or (
         graph.positions and not 0 < graph.window < context

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["CacheLayout", "Graph", "TensorReport"]
 
@@ -14,6 +14,9 @@ class CacheLayout:
 
     A program reads the tensors named `past_key` and `past_value` (with the layer's number for `{}`) and writes the
     same-numbered `present_key` and `present_value`; the runtime binds one buffer as both.
+
+    Programs of static shape (`Graph.chunk`) have no first axis of 1, and write the new tokens' keys and values only, which the
+    runtime puts behind those it has. With `keys_transposed` a key tensor is [kv_heads, head_dim, capacity].
     """
 
     layers: int
@@ -24,11 +27,12 @@ class CacheLayout:
     past_value: str = "past_value.{}"
     present_key: str = "present_key.{}"
     present_value: str = "present_value.{}"
+    keys_transposed: bool = False
 
     @property
     def token_bytes(self) -> int:
         """Size of one token's keys and values in all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * {"float32": 4, "float16": 2}[self.dtype]
+        return 2 * self.layers * self.kv_heads * self.head_dim * {"float32": 4, "float16": 2, "uint8": 1}[self.dtype]
 
     @property
     def past(self) -> tuple[str, str]:
@@ -76,6 +80,10 @@ class Graph:
         window: Tokens that every layer sees, the newest among them; 0 where a layer sees all.
         positions: Tokens that a sequence may reach when those outside of the window leave the cache; 0 where the program
             can't do that. Such a program has the input `first_position`.
+        chunk: Tokens that a program of static shape takes at a time, beside its graph for one; 0 for others. Such a program
+            has four graphs, the first of `files`: `embedding` and `head` for the CPU, which take any number of tokens, and
+            between them `prefill` and `decode` for the NPU, whose cache holds exactly the context.
+        npu: What the NPU's tools must be told of the chip, by their own names: `htp_arch`, `soc_model`.
     """
 
     format: str
@@ -88,3 +96,5 @@ class Graph:
     weights: tuple[TensorReport, ...]
     window: int = 0
     positions: int = 0
+    chunk: int = 0
+    npu: Mapping[str, str] = field(default_factory=dict)

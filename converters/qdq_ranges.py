@@ -1,0 +1,149 @@
+"""Calibration: between which bounds each value of the static graph lies on texts that the model wrote.
+
+The graph's own float rendering is run, one layer at a time over all texts, so that memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgekit.calibration import THREADS
+from edgekit.config import ModelConfig
+from edgekit.plan import WeightPlan
+from edgekit.progress import Progress, ProgressFn
+from edgekit.quant import WeightFormat
+from edgekit.source import Source, part_shapes
+from edgekit.staging import working_directory, writable
+
+from .calibrate import embed_tokens, told_as_conversion_errors
+from .onnx_decoder import EmittedDecoder, WeightRegions
+from .qdq_graph import Encoding, FloatCanvas
+from .qdq_layers import (
+    HIDDEN,
+    MASK_RANGE,
+    PROBABILITIES,
+    LayerEmitter,
+    ReadVector,
+    StaticSize,
+    cosine_name,
+    distinct_ropes,
+    mask_name,
+    rotation_range,
+    sine_name,
+)
+from .rope import rope_tables
+from .weight_writer import write_weights
+
+__all__ = ["calibrated_encodings"]
+
+# What a hidden score lies under the smallest seen one: e^-20 of its weight would be left.
+HIDDEN_SCORE = 20.0
+# Ranges are this much wider than on the texts seen: half a step's loss in exchange for fewer clipped values.
+HEADROOM = 1.1
+NEVER_SEEN = -1e6
+_DATA = "layer.onnx.data"
+_CACHE_BITS = 8
+Floats = NDArray[np.float32]
+Bounds = dict[str, tuple[float, float]]
+
+
+def calibrated_encodings(
+    source: Source,
+    texts: Sequence[Sequence[int]],
+    read_vector: ReadVector,
+    place: Path,
+    *,
+    on_progress: ProgressFn | None = None,
+) -> dict[str, Encoding]:
+    """The encoding of every range.
+
+    Args:
+        texts: Token ids to calibrate on.
+        read_vector: The numbers of a norm or a bias.
+        place: Where a layer's float32 weights may lie for a while.
+    """
+    config = source.config
+    bounds: Bounds = {}
+    states = [embed_tokens(source.parts["embedding"], np.asarray(text, np.int64), config) for text in texts]
+    _widen(bounds, HIDDEN, states)
+    for index in range(len(config.layers)):
+        with working_directory(writable(place)) as folder:
+            states = _run_layer(source, index, states, read_vector, folder, bounds)
+        if on_progress:
+            on_progress(Progress("calibrate", index + 1, len(config.layers), "layers"))
+    return _encodings(config, bounds)
+
+
+def _run_layer(
+    source: Source, index: int, states: list[Floats], read_vector: ReadVector, folder: Path, bounds: Bounds
+) -> list[Floats]:
+    """The hidden states after a layer; `bounds` grow by those of its values."""
+    config = source.config
+    shapes = part_shapes(config)
+    canvas = FloatCanvas(_DATA, shapes)
+    output = LayerEmitter(config, canvas, StaticSize("new", 0), read_vector).emit([index])
+    names = [value for value in canvas.range_of if value not in {item.name for item in canvas.builder.inputs}]
+    for name in names:
+        canvas.builder.output(name, 1, ["new", f"{name}.1", f"{name}.2"][:0] or None)
+    plans = {role: WeightPlan(shapes[role], WeightFormat(32)) for role in canvas.roles}
+    regions = {role: WeightRegions(region) for role, region in canvas.roles.items()}
+    write_weights(folder / _DATA, EmittedDecoder(canvas.builder, regions), config, plans, source.parts)
+    program = folder / "layer.onnx"
+    program.write_bytes(canvas.builder.model(config.model_type).SerializeToString(deterministic=True))
+    options = ort.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, THREADS
+    after = []
+    with told_as_conversion_errors(index):
+        session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+        for state in states:
+            found = dict(zip(names, session.run(names, _feeds(config, index, state)), strict=True))
+            for name, values in found.items():
+                # Of the scores only those count that are seen.
+                counted = values[values > NEVER_SEEN / 2] if name.endswith(".masked") else values
+                _widen(bounds, canvas.range_of[name], [counted])
+            after.append(found[output])
+    return after
+
+
+def _feeds(config: ModelConfig, index: int, state: Floats) -> dict[str, Floats]:
+    """A whole text at once, from position 0 on."""
+    layer, length = config.layers[index], len(state)
+    places = np.arange(length)
+    behind = places[:, None] - places
+    seen = (behind >= 0) & ((behind < layer.window) | (layer.window == 0))
+    feeds = {HIDDEN: state, mask_name(layer.window): np.where(seen, 0, NEVER_SEEN).astype(np.float32)}
+    if layer.rope:
+        number = distinct_ropes(config).index(layer.rope)
+        cosine, sine = rope_tables(layer.rope, length)
+        feeds |= {cosine_name(number): cosine[:length, None], sine_name(number): sine[:length, None]}
+    return feeds
+
+
+def _widen(bounds: Bounds, name: str, arrays: Sequence[Floats]) -> None:
+    for values in arrays:
+        low, high = bounds.get(name, (0.0, 0.0))
+        bounds[name] = min(low, float(values.min())), max(high, float(values.max()))
+
+
+def _encodings(config: ModelConfig, bounds: Bounds) -> dict[str, Encoding]:
+    kept = {f"layers.{index}.{part}" for index in range(len(config.layers)) for part in ("key_cache", "value_cache")}
+    encodings = {}
+    for name, (low, high) in bounds.items():
+        encodings[name] = Encoding.of_range(low * HEADROOM, high * HEADROOM, _CACHE_BITS if name in kept else 16)
+    depth = 0.0
+    for index in range(len(config.layers)):
+        name = f"layers.{index}.{'scores' if config.attention.softcap else 'products'}"
+        scores = encodings[name] = encodings[f"layers.{index}.masked"]
+        encodings[f"layers.{index}.masked"] = Encoding.of_range(scores.low - HIDDEN_SCORE, scores.high)
+        depth = max(depth, scores.high - scores.low + HIDDEN_SCORE)
+    for number, rope in enumerate(distinct_ropes(config)):
+        encodings[rotation_range(number)] = Encoding.of_range(-rope.attention_factor, rope.attention_factor)
+    fixed = {f"layers.{index}.sigmoid" for index in range(len(config.layers))} | {PROBABILITIES}
+    encodings |= dict.fromkeys(fixed, Encoding.of_range(0, 1))
+    return encodings | {MASK_RANGE: Encoding.of_range(-depth, 0)}

@@ -1,0 +1,264 @@
+"""ONNX Runtime on an NPU: graphs of static shape for the layers, and the embedding and the head on the CPU.
+
+A prompt is computed in chunks, the last one filled up with tokens that nothing sees; a single token has a graph of its own. The
+cache holds the whole context from the start, in 8-bit numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgekit.errors import BundleError, GenerationError
+from edgekit.graph import Graph
+
+from .providers import GraphSession, first_line, open_session
+
+__all__ = ["QdqBackend"]
+
+_GRAPHS = ("embedding", "prefill", "decode", "head")
+_RESIDUAL = "residual"
+Arrays = dict[str, NDArray[Any]]
+
+
+class QdqBackend:
+    """A loaded program.
+
+    Args:
+        directory: The bundle.
+        graph: The program's description.
+        context: Tokens of the cache.
+        provider: What runs the NPU's graphs: `qnn`, `openvino`, or `cpu` as a fall-back. The others run on the CPU.
+        threads: For each operator on the CPU; None leaves it to ONNX Runtime.
+        mapped: Without effect: these graphs have no packed copies.
+
+    Raises:
+        BundleError: A graph is not taken, or is not what the manifest describes.
+        MissingExtraError: The provider is not installed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        graph: Graph,
+        *,
+        context: int,
+        provider: str = "cpu",
+        threads: int | None = None,
+        mapped: bool = False,
+    ) -> None:
+        self.graph, self.context = graph, context
+        self.sessions: Mapping[str, GraphSession] | None = {
+            name: _open(directory / file, provider if name in {"prefill", "decode"} else "cpu", threads, graph)
+            for name, file in zip(_GRAPHS, graph.files, strict=False)
+        }
+        _check_declared(self.sessions, graph, context)
+
+    def decoder(self) -> QdqDecoder:
+        """A new sequence.
+
+        Raises:
+            GenerationError: The model is closed.
+        """
+        if self.sessions is None:
+            raise GenerationError("the model is closed", hint="load it again")
+        return QdqDecoder(self.graph, self.sessions, self.context)
+
+    def close(self) -> None:
+        """Free the weights, once every decoder is closed too."""
+        self.sessions = None
+
+
+def _open(path: Path, provider: str, threads: int | None, graph: Graph) -> GraphSession:
+    options = ort.SessionOptions()
+    if threads:
+        options.intra_op_num_threads = threads
+    if provider == "cpu":
+        return open_session(path, options=options)
+    chip = graph.npu if provider == "qnn" else {}
+    return open_session(path, provider, options=options, provider_options=chip, only=True)
+
+
+def _check_declared(sessions: Mapping[str, GraphSession], graph: Graph, context: int) -> None:
+    """Compare what the manifest says of the program with the graphs."""
+    layout = graph.cache
+    ends = {"embedding": set(graph.inputs.values()) - {graph.inputs["logits_start"]}}
+    ends["head"] = {_RESIDUAL, graph.inputs["logits_start"]}
+    agrees = all({value.name for value in sessions[name].get_inputs()} == names for name, names in ends.items())
+    agrees = agrees and sessions["head"].get_outputs()[0].shape[-1] == graph.vocab_size
+    for name, new in (("prefill", graph.chunk), ("decode", 1)):
+        shapes = {value.name: list(value.shape) for value in sessions[name].get_inputs()}
+        outputs = {value.name: list(value.shape) for value in sessions[name].get_outputs()}
+        for index in range(layout.layers):
+            key, value = (past.replace("{}", str(index)) for past in layout.past)
+            new_key, new_value = (present.replace("{}", str(index)) for present in layout.present)
+            agrees = agrees and (
+                shapes.get(key) == [layout.kv_heads, layout.head_dim, context]
+                and shapes.get(value) == [layout.kv_heads, context, layout.head_dim]
+                and outputs.get(new_key) == [layout.kv_heads, layout.head_dim, new]
+                and outputs.get(new_value) == [layout.kv_heads, new, layout.head_dim]
+            )
+        agrees = agrees and _RESIDUAL in outputs and len(outputs) == 1 + 2 * layout.layers
+    if not agrees:
+        raise BundleError(
+            f"{graph.files[0]} and the graphs beside it are not the program that the manifest describes",
+            hint="convert the model again",
+        )
+
+
+class QdqDecoder:
+    """One sequence and its cache of fixed size."""
+
+    def __init__(self, graph: Graph, sessions: Mapping[str, GraphSession], context: int) -> None:
+        self._graph, self._context = graph, context
+        self._sessions: Mapping[str, GraphSession] | None = sessions
+        self._embedded = [output.name for output in sessions["embedding"].get_outputs()]
+        self._outputs = [output.name for output in sessions["decode"].get_outputs()]
+        self._cache: Arrays = {}
+        self._length = 0
+        self._first_position = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._length
+
+    @property
+    def cache_bytes(self) -> int:
+        """See `Decoder.cache_bytes`: all of it from the first token on."""
+        return sum(buffer.nbytes for buffer in list(self._cache.values()))
+
+    def forward(self, tokens: NDArray[np.int64], *, rows: int, rope_length: int) -> NDArray[np.float32]:
+        """See `Decoder.forward`.
+
+        Raises:
+            GenerationError: ONNX Runtime fails, or the decoder is closed.
+        """
+        sessions = self._open_sessions()
+        if self._length + len(tokens) > self._context:
+            raise ValueError(f"{self._length + len(tokens)} tokens in a context of {self._context}")
+        self._allocate()
+        before, logits = self._length, []
+        try:
+            for start in range(0, len(tokens), self._graph.chunk):
+                part = tokens[start : start + self._graph.chunk]
+                wanted = min(rows - (len(tokens) - start - len(part)), len(part))
+                residual = self._step(sessions, part, rope_length)
+                if wanted > 0:
+                    logits.append(self._head(sessions, residual, len(part) - wanted))
+        except BaseException as error:  # an interrupt too: a part of the tokens must not stay
+            self._length = before
+            if isinstance(error, Exception) and not isinstance(error, GenerationError):
+                raise GenerationError(f"ONNX Runtime failed: {first_line(error)}") from error
+            raise
+        return np.concatenate(logits)
+
+    def rewind(self, length: int) -> None:
+        """See `Decoder.rewind`."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"rewind to {length} of {self._length} tokens")
+        self._length = length
+        if not length:
+            self._first_position = 0
+
+    def forget(self, count: int) -> None:
+        """See `Decoder.forget`: what is left moves to the front."""
+        if not self._graph.positions or not 0 <= count <= self._length:
+            raise ValueError(f"forget {count} of {self._length} tokens")
+        kept, self._length = self._length - count, 0  # nothing is there if an interrupt comes
+        for part in self._parts():
+            part[:, :kept] = part[:, count : count + kept].copy()
+        self._first_position += count
+        self._length = kept
+
+    def read_cache(self) -> list[NDArray[np.generic]]:
+        """See `Decoder.read_cache`: views of the buffers."""
+        self._allocate()
+        return [part[:, : self._length] for part in self._parts()]
+
+    def write_cache(self, arrays: Sequence[NDArray[np.generic]], first_position: int = 0) -> None:
+        """See `Decoder.write_cache`."""
+        if first_position and not self._graph.positions:
+            raise ValueError(f"a cache that starts at position {first_position}")
+        self._open_sessions()
+        self._allocate()
+        self._length, length = 0, arrays[0].shape[1]
+        for part, array in zip(self._parts(), arrays, strict=True):
+            part[:, :length] = array
+        self._length, self._first_position = length, first_position
+
+    def close(self) -> None:
+        """Free the cache and let go of the weights."""
+        self._sessions = None
+        self._cache.clear()
+        self._length = 0
+
+    def _open_sessions(self) -> Mapping[str, GraphSession]:
+        if self._sessions is None:
+            raise GenerationError("the session is closed", hint="open another one")
+        return self._sessions
+
+    def _step(
+        self, sessions: Mapping[str, GraphSession], tokens: NDArray[np.int64], rope_length: int
+    ) -> NDArray[np.generic]:
+        """Compute up to a chunk of tokens and keep their keys and values; the residual stream, [tokens, hidden]."""
+        graph, new = self._graph, len(tokens)
+        name, size = ("decode", 1) if new == 1 else ("prefill", graph.chunk)
+        ids = np.zeros((1, size), np.int64)
+        ids[0, :new] = tokens
+        numbers = {
+            "tokens": ids,
+            "past_length": np.array(self._length, np.int64),
+            "rope_length": np.array(rope_length, np.int64),
+            "first_position": np.array(self._first_position, np.int64),
+        }
+        feeds = {input_: numbers[meaning] for meaning, input_ in graph.inputs.items() if meaning in numbers}
+        found = sessions["embedding"].run(self._embedded, feeds)
+        inputs = dict(zip(self._embedded, found, strict=True)) | self._cache
+        outputs = dict(zip(self._outputs, sessions[name].run(self._outputs, inputs), strict=True))
+        end = self._length + new
+        for index in range(graph.cache.layers):
+            for past, present in zip(graph.cache.past, graph.cache.present, strict=True):
+                buffer, values = (
+                    self._by_token(arrays[which.replace("{}", str(index))], past)
+                    for arrays, which in ((self._cache, past), (outputs, present))
+                )
+                buffer[:, self._length : end] = values[:, :new]
+        self._length = end
+        return outputs[_RESIDUAL][:new]
+
+    def _head(
+        self, sessions: Mapping[str, GraphSession], residual: NDArray[np.generic], start: int
+    ) -> NDArray[np.float32]:
+        feeds = {_RESIDUAL: residual, self._graph.inputs["logits_start"]: np.array([start], np.int64)}
+        logits: NDArray[np.float32] = sessions["head"].run([self._graph.outputs["logits"]], feeds)[0][0]
+        return logits
+
+    def _parts(self) -> list[NDArray[Any]]:
+        """Views of key and value of each layer in turn, [kv_heads, capacity, head_dim]."""
+        layout = self._graph.cache
+        return [
+            self._by_token(self._cache[past.replace("{}", str(index))], past)
+            for index in range(layout.layers)
+            for past in layout.past
+        ]
+
+    def _by_token(self, array: NDArray[Any], past: str) -> NDArray[Any]:
+        layout = self._graph.cache
+        return array.swapaxes(1, 2) if layout.keys_transposed and past == layout.past_key else array
+
+    def _allocate(self) -> None:
+        if self._cache:
+            return
+        layout = self._graph.cache
+        for index in range(layout.layers):
+            for past in layout.past:
+                shape = (layout.kv_heads, self._context, layout.head_dim)
+                if layout.keys_transposed and past == layout.past_key:
+                    shape = (layout.kv_heads, layout.head_dim, self._context)
+                self._cache[past.replace("{}", str(index))] = np.zeros(shape, layout.dtype)
