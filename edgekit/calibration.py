@@ -61,7 +61,7 @@ def calibration_texts(
     """
     texts: list[tuple[int, ...]] = []
     with companion(
-        source, bundle_directory, quant="int8", context=plan.context, format=plan.format, stage="prepare",
+        source, bundle_directory, quant="int8", context=plan.context, stage="prepare",
         threads=THREADS, on_progress=on_progress,
     ) as model:  # fmt: skip
         prompts = _prompts(model)

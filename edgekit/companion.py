@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["companion"]
 
-TARGET = "linux-x86-64"  # where it runs: on the build machine
+# Where it runs: on the build machine, with the program that takes every precision.
+TARGET, FORMAT = "linux-x86-64", "onnx"
 
 
 @contextmanager
@@ -34,7 +35,6 @@ def companion(
     *,
     quant: str,
     context: int,
-    format: str,
     stage: str,
     mapped: bool = False,
     threads: int | None = None,
@@ -53,10 +53,10 @@ def companion(
         BundleError: It does not load.
         OSError: No folder for it can be made.
     """
-    plan = make_plan(source, load_target(TARGET), quant=quant, context=context, format=format)
+    plan = make_plan(source, load_target(TARGET), quant=quant, context=context, format=FORMAT)
     renamed = (lambda step: on_progress(replace(step, stage=stage))) if on_progress else None
     with working_directory(writable(bundle_directory.parent)) as folder:
-        graph: Graph = load_attribute(CONVERTERS[format])(source, plan, folder, on_progress=renamed)
+        graph: Graph = load_attribute(CONVERTERS[FORMAT])(source, plan, folder, on_progress=renamed)
         (folder / TOKENIZER).write_text(source.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
         bundle = Bundle(folder, describe(source, plan, graph))
         with _load(bundle, Program(graph, plan.context, NOT_VERIFIED), mapped, threads) as model:

@@ -30,7 +30,9 @@ class Efficiency:
         caches: What keys and values may be kept as, the default first.
         whole_windows: The cache of a layer with a sliding window still holds the whole context.
         context_multiple: What a context must be a multiple of.
-        schemes: Recipes that the format's programs can be written with; empty: any.
+        schemes: Recipes that the format's programs can be written with, the default first; empty: any.
+        quantized_activations: Programs compute in whole numbers, as NPUs do: matrices of the layers are scaled by rows, and
+            what the values between them range over is calibrated on texts that the model writes.
         unit: What computes.
     """
 
@@ -45,6 +47,7 @@ class Efficiency:
     whole_windows: bool = True
     context_multiple: int = 1
     schemes: tuple[str, ...] = ()
+    quantized_activations: bool = False
     unit: Literal["cpu", "npu"] = "cpu"
 
 
@@ -57,5 +60,16 @@ EFFICIENCY: Mapping[str, Efficiency] = {
         runtime_bytes=80_000_000,
         prefill_chunk=128,  # edgekit.runtimes.sequence.PREFILL_CHUNK
         caches=(CacheFormat.FLOAT32,),
+    ),
+    "onnx-qdq": Efficiency(  # not measured: an NPU's emulator has no speed. NPUs share the memory bus with the cores.
+        weight_bandwidth={4: 0.4, 8: 0.4, 16: 0.4, 32: 0.4},
+        cache_bandwidth=0.4,
+        layer_s=0.0,
+        prefill_compute=0.25,
+        runtime_bytes=200_000_000,  # with the NPU vendor's libraries
+        prefill_chunk=128,  # edgekit.converters.to_onnx_qdq.CHUNK
+        caches=(CacheFormat.INT8,),
+        schemes=("int8", "int4"),
+        quantized_activations=True,
     ),
 }

@@ -234,7 +234,7 @@ def _reference(
             hint="give the checkpoint that the bundle was converted from",
         )
     return companion(
-        source, bundle.directory, quant="fp32", context=program.context, format=program.graph.format, stage="reference",
+        source, bundle.directory, quant="fp32", context=program.context, stage="reference",
         mapped=True, on_progress=on_progress,
     )  # fmt: skip
 

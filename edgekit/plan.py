@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from edgekit.efficiency import EFFICIENCY, Efficiency
 from edgekit.errors import PlanError, UnsupportedError
 from edgekit.memory_plan import MemoryPlan, plan_memory
 from edgekit.outline import Outline, outline_of
-from edgekit.quant import RECIPES, CacheFormat, QuantScheme, load_scheme
+from edgekit.quant import RECIPES, CacheFormat, Override, QuantScheme, load_scheme
 from edgekit.registry import CONVERTERS
 from edgekit.runtime_options import RuntimeOptions
 from edgekit.source import Source
@@ -54,6 +54,11 @@ class Plan:
     def quant(self) -> str:
         """The scheme's name."""
         return self.scheme.name
+
+    @property
+    def needs_texts(self) -> bool:
+        """True where conversion learns from texts that the model writes first."""
+        return bool(self.calibrated) or EFFICIENCY[self.format].quantized_activations
 
     @property
     def calibrated(self) -> frozenset[str]:
@@ -105,10 +110,13 @@ def make_plan(
     notes = [*([outline.obstacle] if outline.obstacle else []), *outline.notes]
     frame = _Frame(outline, target, _choose_format(target, format, notes), budget_bytes or target.memory.app_bytes)
     scheme = _choose_scheme(frame, quant, notes)
+    if frame.efficiency.quantized_activations:
+        scheme = _for_npu(scheme, notes)
     planned = plan_weights(outline, scheme)
     notes.extend(planned.notes)
     caches = frame.caches(scheme, cache)
     chosen_context, chosen_cache = _choose_context(frame, planned, context, caches, notes)
+    _check_expressible(frame, chosen_context)
     memory = frame.memory(planned, chosen_context, chosen_cache)
     fits: Literal["yes", "no"] = "yes" if memory.total_bytes <= memory.budget_bytes else "no"
     if fits == "no":
@@ -192,6 +200,19 @@ def _choose_format(target: Target, asked: str | None, notes: list[str]) -> str:
     raise UnsupportedError(f"{target.id} takes {', '.join(target.formats)}", hint=f"known: {', '.join(CONVERTERS)}")
 
 
+def _check_expressible(frame: _Frame, context: int) -> None:
+    """Refuse what a format's programs can't express."""
+    attention = frame.outline.config.attention if frame.outline.config else None
+    if not frame.efficiency.quantized_activations or attention is None or not attention.query_growth:
+        return
+    if context > attention.query_growth_context:
+        raise UnsupportedError(
+            f"{frame.format} programs can't let queries grow with their position, as this model's do past token "
+            f"{attention.query_growth_context:,}",
+            hint=f"use --context {attention.query_growth_context}, or --format onnx",
+        )
+
+
 def _choose_scheme(frame: _Frame, asked: str | QuantScheme, notes: list[str]) -> QuantScheme:
     scheme = _asked_scheme(frame, asked, notes)
     allowed = frame.efficiency.schemes
@@ -203,6 +224,14 @@ def _choose_scheme(frame: _Frame, asked: str | QuantScheme, notes: list[str]) ->
     raise UnsupportedError(
         f"{frame.format} programs can't be written with {scheme.name}", hint=f"use {', '.join(allowed)}"
     )
+
+
+def _for_npu(scheme: QuantScheme, notes: list[str]) -> QuantScheme:
+    """The scheme with row-scaled layers; the embedding and the head, which the CPU computes, stay at 8 bits."""
+    ends = RECIPES["int8"].format
+    if scheme.format != ends:
+        notes.append(f"{scheme.name}: the embedding and the head, which run on the CPU, are kept at 8 bits")
+    return replace(scheme, row_scaled=True, overrides=(*scheme.overrides, Override(("embedding", "head"), ends)))
 
 
 def _asked_scheme(frame: _Frame, asked: str | QuantScheme, notes: list[str]) -> QuantScheme:

@@ -126,6 +126,7 @@ class QuantScheme:
         keep: Carry a checkpoint's own blocks over where that is exact.
         rounding: How values are chosen: each `nearest` to its weight; `hqq`, with scales and zero points that large errors
             weigh less on; or `gptq`: so that what the weight computes on calibration text changes least.
+        row_scaled: Matrices of the layers take the row-scaled form of `WeightFormat`, with 8 bits or blocks of 32 with 4.
         layer_count: Layers of the model that overrides with numbers of layers were made for; 0 without such.
     """
 
@@ -135,6 +136,7 @@ class QuantScheme:
     keep: bool = False
     rounding: Rounding = "nearest"
     layer_count: int = 0
+    row_scaled: bool = False
 
     def format_of(self, role: str, layer: int | None, layers: int) -> WeightFormat:
         """The format of a role; `layer` is None for embedding and head."""

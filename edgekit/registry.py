@@ -48,10 +48,16 @@ ARCHITECTURES = {
 }
 # Multimodal checkpoints whose text part is one of these, and which one where their text_config does not say.
 MULTIMODAL = {"gemma3": "gemma3_text", "mistral3": "mistral"}
-CONVERTERS = {"onnx": "edgekit.converters.to_onnx:export"}
-BACKENDS = {"onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend"}
+CONVERTERS = {
+    "onnx": "edgekit.converters.to_onnx:export",
+    "onnx-qdq": "edgekit.converters.to_onnx_qdq:export",
+}
+BACKENDS = {
+    "onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend",
+    "onnx-qdq": "edgekit.runtimes.backend_onnx_qdq:QdqBackend",
+}
 # Execution providers that can run a format's programs, besides what the plan prefers in this order; the CPU last.
-PROVIDERS_OF_FORMATS = {"onnx": ("cpu",)}
+PROVIDERS_OF_FORMATS = {"onnx": ("cpu",), "onnx-qdq": ("qnn", "openvino", "cpu")}
 LOADER = "edgekit.runtimes.engine:load_model"
 PROFILE_WORKER = "edgekit.runtimes.profile_worker"
 PROCESS_MEMORY = "edgekit.runtimes.process_memory:memory_use"

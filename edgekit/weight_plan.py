@@ -15,6 +15,8 @@ from edgekit.source import Tensor
 
 __all__ = ["WeightGroup", "WeightPlan", "WeightsPlan", "calibrated", "plan_weights"]
 
+ROW_SCALED_BLOCK = 32
+
 
 @dataclass(frozen=True, slots=True)
 class WeightPlan:
@@ -109,6 +111,11 @@ def _plan_each(outline: Outline, scheme: QuantScheme) -> tuple[dict[str, WeightP
             weights[name] = WeightPlan(weight.shape, WeightFormat(scheme.activation_bits))
             continue
         form = scheme.format_of(weight.role, _layer(name), layers)
+        if scheme.row_scaled and weight.kind not in ("embedding", "head"):
+            weights[name] = WeightPlan(weight.shape, _row_scaled(form, weight.shape[1]))
+            if weights[name].format.bits != form.bits:
+                adjusted.add(f"{weight.role}: rows of {weight.shape[1]} take 8 bits, since blocks of 32 do not divide them")
+            continue
         columns, tensors = weight.shape[1], outline.parts.get(name, ())
         fitting = _fitting(form, columns, exactly=weight.role == "embedding")
         exact = {tensor.exact_format for tensor in tensors}
@@ -175,6 +182,12 @@ def _price_of_calibration(scheme: QuantScheme, weights: Mapping[str, WeightPlan]
         f"{scheme.name} rounds by texts that the model first writes: minutes for each billion parameters; "
         "int4 takes seconds"
     )
+
+
+def _row_scaled(form: WeightFormat, columns: int) -> WeightFormat:
+    if form.bits == 4 and columns % ROW_SCALED_BLOCK == 0:
+        return WeightFormat(4, ROW_SCALED_BLOCK, row_scaled=True)
+    return WeightFormat(8, row_scaled=True)
 
 
 def _fitting(form: WeightFormat, columns: int, *, exactly: bool) -> WeightFormat:
