@@ -110,8 +110,8 @@ class GraphBuilder:
         self.inputs.append(helper.make_tensor_value_info(name, element_type, shape))
         return name
 
-    def output(self, name: str, element_type: int, shape: Sequence[int | str]) -> str:
-        """Declare a graph output."""
+    def output(self, name: str, element_type: int, shape: Sequence[int | str] | None) -> str:
+        """Declare a graph output; without a shape it is left to inference."""
         self.outputs.append(helper.make_tensor_value_info(name, element_type, shape))
         return name
 

@@ -43,6 +43,7 @@ def emit_ends(
     encodings: Mapping[str, Encoding],
     *,
     context: int,
+    chunk: int,
     accuracy_level: int,
     data_file: str,
 ) -> EmittedEnds:
@@ -51,6 +52,7 @@ def emit_ends(
     Args:
         encodings: Those of the graphs between, by range.
         context: Tokens that the cache holds.
+        chunk: Most tokens that are taken at a time.
         accuracy_level: Of MatMulNBits.
     """
 
@@ -59,7 +61,7 @@ def emit_ends(
 
     first = emitter()
     first.graph.input(INPUTS["tokens"], TensorProto.INT64, [1, "new"])
-    _FirstEnd(config, first.graph, encodings, context).emit(first.embed())
+    _FirstEnd(config, first.graph, encodings, context, chunk).emit(first.embed())
     last = emitter()
     # The same file: what is in it already keeps its place, and the head's arrays come behind it.
     last.graph.data_bytes = first.graph.data_bytes
@@ -87,9 +89,12 @@ def _emit_last(emitter: DecoderEmitter, encoding: Encoding) -> None:
 class _FirstEnd:
     """The graph before the layers."""
 
-    def __init__(self, config: ModelConfig, graph: GraphBuilder, encodings: Mapping[str, Encoding], context: int) -> None:
+    def __init__(
+        self, config: ModelConfig, graph: GraphBuilder, encodings: Mapping[str, Encoding], context: int, chunk: int
+    ) -> None:
         self.config, self.graph, self.encodings, self.context = config, graph, encodings, context
-        self.positions = config.positions(context) or context
+        # What fills up a chunk lies past the last position.
+        self.positions = (config.positions(context) or context) + chunk
 
     def emit(self, embedded: str) -> None:
         shape = self.graph.constant("hidden_shape", np.array([-1, self.config.hidden_size], np.int64))
@@ -129,7 +134,9 @@ class _FirstEnd:
                 )
                 start = graph.op("Where", ["is_long", long, short], f"first_row.{number}")
                 rows = graph.op("Add", [rows, start], f"rows.{number}")
-            for name, table in zip((cosine_name(number), sine_name(number)), rope_tables(rope, self.positions), strict=True):
+            for name, table in zip(
+                (cosine_name(number), sine_name(number)), rope_tables(rope, self.positions), strict=True
+            ):
                 numbers = graph.constant(f"{name}.table", encoding.encode(table[:, None]))
                 graph.op("Gather", [numbers, rows], name)
                 graph.output(name, TensorProto.UINT16, ["new", 1, rope.dim // 2])
@@ -141,7 +148,9 @@ class _FirstEnd:
         filled = graph.op("Less", [cached, PAST_LENGTH], f"{name}.filled")
         places = graph.op("Concat", [cached, "row"], f"{name}.places", axis=0)
         behind = graph.op("Sub", ["indices", places], f"{name}.behind")
-        seen = graph.op("GreaterOrEqual", [behind, graph.shared_constant("zero", np.array(0, np.int64))], f"{name}.past")
+        seen = graph.op(
+            "GreaterOrEqual", [behind, graph.shared_constant("zero", np.array(0, np.int64))], f"{name}.past"
+        )
         news = graph.op("Equal", ["row", "row"], f"{name}.new")
         there = graph.op("Concat", [filled, news], f"{name}.there", axis=0)
         seen = graph.op("And", [seen, there], f"{name}.seen")

@@ -51,7 +51,7 @@ class Encoding:
     @property
     def high(self) -> float:
         """The largest float."""
-        return self.scale * (2**self.bits - 1 - self.zero_point)
+        return self.scale * (int(2**self.bits) - 1 - self.zero_point)
 
     @property
     def dtype(self) -> type[np.unsignedinteger[Any]]:
@@ -61,7 +61,8 @@ class Encoding:
     def encode(self, values: Floats) -> NDArray[np.unsignedinteger[Any]]:
         """The nearest numbers, clipped to the range."""
         numbers = np.rint(values / np.float32(self.scale)) + self.zero_point
-        return np.clip(numbers, 0, 2**self.bits - 1).astype(self.dtype)
+        encoded: NDArray[np.unsignedinteger[Any]] = np.clip(numbers, 0, 2**self.bits - 1).astype(self.dtype)
+        return encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,23 @@ from edgekit.config import LayerConfig, ModelConfig, RopeConfig
 from .qdq_graph import Canvas, Matrix
 
 __all__ = [
-    "HIDDEN", "MASK_RANGE", "PRESENT_KEY", "PRESENT_VALUE", "PAST_KEY", "PAST_VALUE", "PROBABILITIES", "RESIDUAL_RANGE", "LayerEmitter",
-    "StaticSize", "cosine_name", "distinct_ropes", "mask_name", "rotation_range", "sine_name",
-]  # fmt: skip
+    "HIDDEN",
+    "MASK_RANGE",
+    "PAST_KEY",
+    "PAST_VALUE",
+    "PRESENT_KEY",
+    "PRESENT_VALUE",
+    "PROBABILITIES",
+    "RESIDUAL_RANGE",
+    "LayerEmitter",
+    "ReadVector",
+    "StaticSize",
+    "cosine_name",
+    "distinct_ropes",
+    "mask_name",
+    "rotation_range",
+    "sine_name",
+]
 
 HIDDEN, RESIDUAL_RANGE = "hidden", "layers.{}.residual"
 MASK_RANGE, PROBABILITIES = "mask", "probabilities"
@@ -179,7 +193,10 @@ class LayerEmitter:
         sums = [
             canvas.op(
                 kind,
-                [canvas.op("Mul", [one, cosine], f"{turned}.{side}"), canvas.op("Mul", [other, sine], f"{crossed}.{side}")],
+                [
+                    canvas.op("Mul", [one, cosine], f"{turned}.{side}"),
+                    canvas.op("Mul", [other, sine], f"{crossed}.{side}"),
+                ],
                 f"{output}.{side}",
                 bounds=output,
             )
@@ -193,9 +210,11 @@ class LayerEmitter:
         if not softcap:
             return scores
         canvas = self.canvas
-        capped = canvas.op("Mul", [scores, canvas.constant("score_rate", np.float32([1 / softcap]))], name + "capped")
+        capped = canvas.op(
+            "Mul", [scores, canvas.constant("score_rate", np.array([1 / softcap], np.float32))], name + "capped"
+        )
         bent = canvas.op("Tanh", [capped], name + "bent")
-        return canvas.op("Mul", [bent, canvas.constant("score_cap", np.float32([softcap]))], name + "scores")
+        return canvas.op("Mul", [bent, canvas.constant("score_cap", np.array([softcap], np.float32))], name + "scores")
 
     def _mlp(self, name: str, normed: str) -> str:
         canvas, wide, hidden = self.canvas, self.config.intermediate_size, self.config.hidden_size
@@ -211,7 +230,11 @@ class LayerEmitter:
 
     def _linear(self, role: str, value: str) -> str:
         """value times a whole role's weight."""
-        columns = self.config.intermediate_size if role.endswith("down") else self.config.attention.heads * self.config.attention.head_dim
+        columns = (
+            self.config.intermediate_size
+            if role.endswith("down")
+            else self.config.attention.heads * self.config.attention.head_dim
+        )
         return self._linear_part(Matrix(role, role, 0, self.config.hidden_size, columns), value)
 
     def _linear_part(self, matrix: Matrix, value: str) -> str:

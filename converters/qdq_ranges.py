@@ -5,13 +5,13 @@ The graph's own float rendering is run, one layer at a time over all texts, so t
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from edgekit.calibration import THREADS
 from edgekit.config import ModelConfig
@@ -90,7 +90,7 @@ def _run_layer(
     output = LayerEmitter(config, canvas, StaticSize("new", 0), read_vector).emit([index])
     names = [value for value in canvas.range_of if value not in {item.name for item in canvas.builder.inputs}]
     for name in names:
-        canvas.builder.output(name, 1, ["new", f"{name}.1", f"{name}.2"][:0] or None)
+        canvas.builder.output(name, TensorProto.FLOAT, None)
     plans = {role: WeightPlan(shapes[role], WeightFormat(32)) for role in canvas.roles}
     regions = {role: WeightRegions(region) for role, region in canvas.roles.items()}
     write_weights(folder / _DATA, EmittedDecoder(canvas.builder, regions), config, plans, source.parts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -85,6 +84,7 @@ def _joined(chunks: Sequence[ScaledRows]) -> ScaledRows:
         np.concatenate(blocks) if blocks else None,
         sum(chunk.squared_error for chunk in chunks),
         sum(chunk.squared_weight for chunk in chunks),
+        max(chunk.largest for chunk in chunks),
     )
 
 
@@ -106,4 +106,7 @@ def _report(
         size_bytes=sum(place.size_bytes for place in places if place),
         source_bytes=sum(tensor.size_bytes for tensor in tensors),
         relative_error=float(f"{error:.4g}"),
+        peak=float(f"{rows.largest / (rows.squared_weight / rows.values.size) ** 0.5:.4g}")
+        if rows.squared_weight
+        else 0.0,
     )

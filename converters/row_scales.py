@@ -36,6 +36,7 @@ class ScaledRows:
     block_scales: NDArray[np.uint8] | None
     squared_error: float
     squared_weight: float
+    largest: float
 
 
 def quantize_rows(weights: Floats, form: WeightFormat) -> ScaledRows:
@@ -61,6 +62,7 @@ def quantize_rows(weights: Floats, form: WeightFormat) -> ScaledRows:
         numbers,
         float(np.vdot(difference, difference)),
         float(np.vdot(weights, weights)),
+        float(np.abs(weights).max()),
     )
 
 
@@ -79,4 +81,5 @@ def _best_scales(blocks: Floats, scales: Floats, bits: int) -> Floats:
 
 def _rounded(blocks: Floats, scales: Floats, bits: int) -> Floats:
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    return np.clip(np.rint(blocks / scales[..., None]), low, high)
+    values: Floats = np.clip(np.rint(blocks / scales[..., None]), low, high)
+    return values

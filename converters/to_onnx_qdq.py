@@ -54,7 +54,9 @@ def export(
     """
     config = source.config
     if not texts:
-        raise ConversionError("NPU graphs are calibrated on texts, and there are none", hint="this is EdgeKit's mistake")
+        raise ConversionError(
+            "NPU graphs are calibrated on texts, and there are none", hint="this is EdgeKit's mistake"
+        )
     folder = directory / FOLDER
     folder.mkdir(parents=True)
     read_vector = _vectors_of(source)
@@ -67,8 +69,9 @@ def export(
         folder / LAYERS, canvas.builder.data_bytes, canvas.matrices, source.parts, on_progress=on_progress
     )
     ends = emit_ends(
-        config, plan.weights, encodings, context=plan.context, accuracy_level=plan.accuracy_level, data_file=ENDS
-    )
+        config, plan.weights, encodings,
+        context=plan.context, chunk=chunk, accuracy_level=plan.accuracy_level, data_file=ENDS,
+    )  # fmt: skip
     rest = write_weights(folder / ENDS, ends.weights, config, plan.weights, source.parts, on_progress=on_progress)
     for name, builder in (("embedding", ends.first), ("head", ends.last)):
         _save(builder.model(f"{config.model_type}_{name}"), folder / f"{name}.onnx")

@@ -14,7 +14,7 @@ from edgekit.bundle import GOLDENS, Bundle, Program, open_bundle
 from edgekit.companion import companion
 from edgekit.divergence import Figures
 from edgekit.errors import BundleError, ConversionError, GenerationError, SourceError
-from edgekit.goldens import Goldens, make_goldens, read_goldens
+from edgekit.goldens import Goldens, make_goldens, read_goldens, written_goldens
 from edgekit.graph import TensorReport
 from edgekit.own_text import read_windows
 from edgekit.plan import Plan
@@ -108,7 +108,8 @@ def verify_program(
 def _quality_card(
     model: LoadedModel, source: Source, plan: Plan, unfinished: Bundle, on_progress: ProgressFn | None
 ) -> tuple[dict[str, Any], Goldens]:
-    goldens = make_goldens(model, plan.format, on_progress=on_progress)
+    known = written_goldens(unfinished.directory)  # of the bundle's other programs
+    goldens = make_goldens(model, plan.format, known=known, on_progress=on_progress)
     card: dict[str, Any] = {"executed": model.provider.executed, "provider": model.provider.reason}
     if not goldens.texts:
         return card | {"status": "not-compared", "reason": "the context is too short for any test prompt"}, goldens

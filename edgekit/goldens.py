@@ -6,9 +6,10 @@ The model itself writes the texts: sampled from the program under test, after pr
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import GOLDENS, Bundle, Program
@@ -29,6 +30,7 @@ __all__ = [
     "read_goldens",
     "render_prompts",
     "sampled_tokens",
+    "written_goldens",
 ]
 
 POSITIONS = 256
@@ -76,11 +78,24 @@ class Goldens:
         return asdict(self) | {"margin_tolerance": MARGIN_TOLERANCE}
 
 
-def make_goldens(model: LoadedModel, format: str, *, on_progress: ProgressFn | None = None) -> Goldens:
+def make_goldens(
+    model: LoadedModel, format: str, *, known: Goldens | None = None, on_progress: ProgressFn | None = None
+) -> Goldens:
     """Let the program write: sampled texts to compare on, and the greedy tokens of each prompt.
 
     Positions are fewer than 256 where the context is too short for them.
+
+    Args:
+        known: Another program's goldens, whose texts are taken.
     """
+    if known is not None:
+        starts = [list(text.tokens[: text.start]) for text in known.texts]
+        written = [greedy_tokens(model, ids, min(GREEDY_TOKENS, model.context - len(ids))) for ids in starts]
+        return replace(
+            known,
+            greedy={**known.greedy, format: tuple(tokens for tokens, _ in written)},
+            margins={**known.margins, format: tuple(gaps for _, gaps in written)},
+        )
     prompts = render_prompts(model, _QUESTIONS, _OPENINGS)
     texts, greedy, margins = [], [], []
     for number, (prompt, add_special_tokens) in enumerate(prompts):
@@ -168,19 +183,32 @@ def read_goldens(bundle: Bundle, program: Program) -> Goldens:
     vocabulary = program.graph.vocab_size
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        texts = tuple(GoldenText(t["prompt"], tuple(map(int, t["tokens"])), int(t["start"])) for t in values["texts"])
-        goldens = Goldens(
-            texts,
-            {format: tuple(tuple(map(int, row)) for row in values["greedy"][format])},
-            {format: tuple(tuple(map(float, row)) for row in values["margins"][format])},
-            tuple(tuple(map(int, row)) for row in values["top_tokens"]),
-            tuple(tuple(map(float, row)) for row in values["top_log_probabilities"]),
-        )
+        goldens = _parsed(values, [format])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"{GOLDENS} is malformed", hint="convert the model again") from error
     if not _consistent(goldens, format, program.context, vocabulary):
         raise BundleError(f"{GOLDENS} contradicts itself or the model", hint="convert the model again")
     return goldens
+
+
+def written_goldens(directory: Path) -> Goldens | None:
+    """Those that the programs of an unfinished bundle have written so far; None where none has."""
+    path = directory / GOLDENS
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return _parsed(values, values["greedy"])
+
+
+def _parsed(values: Mapping[str, Any], formats: Iterable[str]) -> Goldens:
+    texts = tuple(GoldenText(t["prompt"], tuple(map(int, t["tokens"])), int(t["start"])) for t in values["texts"])
+    return Goldens(
+        texts,
+        {format: tuple(tuple(map(int, row)) for row in values["greedy"][format]) for format in formats},
+        {format: tuple(tuple(map(float, row)) for row in values["margins"][format]) for format in formats},
+        tuple(tuple(map(int, row)) for row in values["top_tokens"]),
+        tuple(tuple(map(float, row)) for row in values["top_log_probabilities"]),
+    )
 
 
 def _consistent(goldens: Goldens, format: str, context: int, vocabulary: int) -> bool:

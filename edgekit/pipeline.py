@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgekit.alternatives import too_large_error
-from edgekit.bundle import MANIFEST, TOKENIZER, Bundle, Program, hash_file, list_files
+from edgekit.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, Program, hash_file, list_files
 from edgekit.calibration import calibration_texts
 from edgekit.describe import NOT_VERIFIED, describe
-from edgekit.errors import ConversionError, SourceError
+from edgekit.errors import ConversionError, PlanError, SourceError
 from edgekit.gate import oversize, verify_program
 from edgekit.graph import Graph
 from edgekit.lint import linted
-from edgekit.outline import outline_of
-from edgekit.plan import make_plan
+from edgekit.outline import Outline, outline_of
+from edgekit.plan import Plan, make_plan
 from edgekit.progress import ProgressFn
 from edgekit.quant import CacheFormat
 from edgekit.registry import CONVERTERS, load_attribute
-from edgekit.source import open_source
+from edgekit.source import Source, open_source
 from edgekit.staging import written_aside
-from edgekit.target import load_target
+from edgekit.target import Target, load_target
 
 __all__ = ["convert"]
 
@@ -38,7 +38,7 @@ def convert(
     out: str | Path | None = None,
     quant: str = "auto",
     context: int | None = None,
-    format: str | None = None,
+    format: str | Sequence[str] | None = None,
     cache: CacheFormat | None = None,
     force: bool = False,
     verify: bool = True,
@@ -54,7 +54,8 @@ def convert(
         out: The bundle's directory; `<model>-<target>.edgekit` by default.
         quant: `auto`, a recipe's name, or a recipe file.
         context: Tokens; by default the smaller of the model's own and 4,096, or what fits.
-        format: By default the first that the target prefers and EdgeKit converts to.
+        format: By default the first that the target prefers and EdgeKit converts to. Of several, the bundle gets a program
+            each; the first is what runs unless another is asked for.
         cache: How keys and values are kept; by default the best that fits.
         force: Overwrite `out`.
         verify: Run the program and compare it with the full-precision reference.
@@ -66,38 +67,87 @@ def convert(
         EdgeKitError: See `edgekit.errors`; then nothing is written.
     """
     opened, device = open_source(source), load_target(target)
+    asked = [format] if format is None or isinstance(format, str) else list(format)
     outline = outline_of(opened)
-    plan = make_plan(outline, device, quant=quant, context=context, format=format, cache=cache)
-    if plan.fits == "no" and not allow_too_large:
-        raise too_large_error(outline, device, plan)
-    plan = linted(outline, device, plan)
-    too_large = oversize(opened, plan)
-    if too_large and not allow_low_quality:
-        raise ConversionError(too_large, hint="use a smaller block size, --quant fp32, or --allow-low-quality")
+    plans = _make_plans(outline, device, asked, quant=quant, context=context, cache=cache)
+    for number, plan in enumerate(plans):
+        if plan.fits == "no" and not allow_too_large:
+            raise too_large_error(outline, device, plan)
+        plans[number] = linted(outline, device, plan)
+        too_large = oversize(opened, plan)
+        if too_large and not allow_low_quality:
+            raise ConversionError(too_large, hint="use a smaller block size, --quant fp32, or --allow-low-quality")
     name = opened.provenance.name.rpartition("/")[2].removesuffix(".gguf")
-    directory = Path(out) if out else Path(f"{name}-{plan.target}.edgekit")
+    directory = Path(out) if out else Path(f"{name}-{plans[0].target}.edgekit")
     with written_aside(directory, force=force) as unfinished, _hashing(opened.weight_files) as hashes:
-        texts = calibration_texts(opened, plan, unfinished, on_progress=on_progress) if plan.calibrated else ()
-        export = load_attribute(CONVERTERS[plan.format])
-        graph: Graph = export(opened, plan, unfinished, texts=texts, on_progress=on_progress)
         (unfinished / TOKENIZER).write_text(opened.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
-        manifest = describe(opened, plan, graph)
-        quality: Mapping[str, Any] = NOT_VERIFIED
-        if verify:
-            program = Bundle(unfinished, manifest)
-            quality = verify_program(
-                program, opened, plan, allow_low_quality=allow_low_quality, on_progress=on_progress
-            )
-        if too_large:
-            quality = dict(quality) | {"status": "failed", "reason": too_large}
+        learning = next((plan for plan in plans if plan.needs_texts), None)
+        texts = calibration_texts(opened, learning, unfinished, on_progress=on_progress) if learning else ()
+        work = _Work(opened, unfinished, texts, verify, allow_low_quality, on_progress)
+        manifest = _merged([_write_program(work, plan) for plan in plans])
         manifest = replace(
             manifest,
-            programs=(Program(graph, plan.context, quality, plan.runtime),),
             provenance=dict(manifest.provenance) | {"weight_files": hashes.result()},
             files=list_files(unfinished),
         )
         _write_json(unfinished / MANIFEST, manifest.to_json())
     return Bundle(directory, manifest)
+
+
+def _make_plans(
+    outline: Outline, device: Target, formats: Sequence[str | None], *, context: int | None, **asked: Any
+) -> list[Plan]:
+    """A plan for each format, all with one context: a sequence that one program begins must fit the others."""
+    if len(set(formats)) < len(formats):
+        raise PlanError(f"a format is asked for twice: {', '.join(map(str, formats))}", hint="name each once")
+    plans = [make_plan(outline, device, format=name, context=context, **asked) for name in formats]
+    shortest = min(plan.context for plan in plans)
+    return [
+        plan if plan.context == shortest else make_plan(outline, device, format=plan.format, context=shortest, **asked)
+        for plan in plans
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the programs of a bundle are made from and how."""
+
+    source: Source
+    directory: Path
+    texts: Sequence[Sequence[int]]
+    verify: bool
+    allow_low_quality: bool
+    on_progress: ProgressFn | None
+
+
+def _write_program(work: _Work, plan: Plan) -> Manifest:
+    """Write the program of a plan into the unfinished bundle, and verify it; the manifest of a bundle of it alone."""
+    export = load_attribute(CONVERTERS[plan.format])
+    graph: Graph = export(work.source, plan, work.directory, texts=work.texts, on_progress=work.on_progress)
+    manifest = describe(work.source, plan, graph)
+    quality: Mapping[str, Any] = NOT_VERIFIED
+    if work.verify:
+        quality = verify_program(
+            Bundle(work.directory, manifest), work.source, plan,
+            allow_low_quality=work.allow_low_quality, on_progress=work.on_progress,
+        )  # fmt: skip
+    if too_large := oversize(work.source, plan):
+        quality = dict(quality) | {"status": "failed", "reason": too_large}
+    return replace(manifest, programs=(Program(graph, plan.context, quality, plan.runtime),))
+
+
+def _merged(manifests: Sequence[Manifest]) -> Manifest:
+    """One manifest of several programs: the first one's, with the plans of the others under their formats."""
+    first, *others = manifests
+    if not others:
+        return first
+    plans = {str(manifest.plan["format"]): manifest.plan for manifest in others}
+    notes = [f"{format}: {note}" for format, plan in plans.items() for note in plan["notes"]]
+    return replace(
+        first,
+        plan={**first.plan, "notes": [*first.plan["notes"], *notes], "other_programs": plans},
+        programs=tuple(program for manifest in manifests for program in manifest.programs),
+    )
 
 
 @contextmanager

@@ -114,7 +114,9 @@ def _plan_each(outline: Outline, scheme: QuantScheme) -> tuple[dict[str, WeightP
         if scheme.row_scaled and weight.kind not in ("embedding", "head"):
             weights[name] = WeightPlan(weight.shape, _row_scaled(form, weight.shape[1]))
             if weights[name].format.bits != form.bits:
-                adjusted.add(f"{weight.role}: rows of {weight.shape[1]} take 8 bits, since blocks of 32 do not divide them")
+                adjusted.add(
+                    f"{weight.role}: rows of {weight.shape[1]} take 8 bits, since blocks of 32 do not divide them"
+                )
             continue
         columns, tensors = weight.shape[1], outline.parts.get(name, ())
         fitting = _fitting(form, columns, exactly=weight.role == "embedding")

@@ -21,7 +21,11 @@ __all__ = ["command"]
     "--target", required=True, metavar="ID", help="The device: an id from `edgekit targets`, or a profile file."
 )
 @click.option(
-    "--format", "format_", metavar="F", help="By default the first that the target prefers and is converted to."
+    "--format",
+    "formats",
+    multiple=True,
+    metavar="F",
+    help="By default the first that the target prefers and is converted to. Repeated: a program of each.",
 )
 @click.option(
     "--quant",
@@ -44,7 +48,7 @@ __all__ = ["command"]
 def command(
     source: str,
     target: str,
-    format_: str | None,
+    formats: tuple[str, ...],
     quant: str,
     context: int | None,
     cache: str | None,
@@ -66,7 +70,7 @@ def command(
         bundle = convert(
             source,
             target=target,
-            format=format_,
+            format=formats or None,
             quant=quant,
             context=context,
             cache=CacheFormat(cache) if cache else None,
@@ -86,23 +90,32 @@ def command(
 
 
 def _summary(bundle: Bundle) -> str:
-    plan, quality = bundle.manifest.plan, bundle.manifest.programs[0].quality
+    plan = bundle.manifest.plan
     size_bytes = sum(entry["size_bytes"] for entry in bundle.manifest.files.values())
     lines = [
         f"{bundle.directory}",
         f"  {plan['format']}, {plan['quant']}, context {plan['context']:,}, {size_text(size_bytes)}",
         f"  on {bundle.manifest.target}: {_fit(plan)}",
     ]
+    programs = bundle.manifest.programs
+    named = len(programs) > 1
+    return "\n".join(
+        [
+            *lines,
+            *(f"  {program.graph.format + ' ' if named else ''}{_verdict(program.quality)}" for program in programs),
+        ]
+    )
+
+
+def _verdict(quality: Mapping[str, Any]) -> str:
     if quality["executed"] is None:
-        lines.append(f"  not executed: {quality['reason']}")
-    elif "kl_mean" in quality:
-        lines.append(
-            f"  run on {quality['executed']}, {quality['status']}: mean KL {quality['kl_mean']:.3g} (bound "
+        return f"not executed: {quality['reason']}"
+    if "kl_mean" in quality:
+        return (
+            f"run on {quality['executed']}, {quality['status']}: mean KL {quality['kl_mean']:.3g} (bound "
             f"{quality['kl_bound']}), top-1 agreement {quality['top1_agreement']:.1%} over {quality['positions']} positions"
         )
-    else:
-        lines.append(f"  run on {quality['executed']}, {quality['status']}: {quality['reason']}")
-    return "\n".join(lines)
+    return f"run on {quality['executed']}, {quality['status']}: {quality['reason']}"
 
 
 def _fit(plan: Mapping[str, Any]) -> str:

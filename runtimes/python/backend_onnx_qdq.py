@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgekit.errors import BundleError, GenerationError
 from edgekit.graph import Graph
+from edgekit.runtime_options import RuntimeOptions
 
 from .providers import GraphSession, first_line, open_session
+from .session_options import session_options
 
 __all__ = ["QdqBackend"]
 
@@ -34,8 +35,7 @@ class QdqBackend:
         graph: The program's description.
         context: Tokens of the cache.
         provider: What runs the NPU's graphs: `qnn`, `openvino`, or `cpu` as a fall-back. The others run on the CPU.
-        threads: For each operator on the CPU; None leaves it to ONNX Runtime.
-        mapped: Without effect: these graphs have no packed copies.
+        options: How to load the graphs.
 
     Raises:
         BundleError: A graph is not taken, or is not what the manifest describes.
@@ -48,13 +48,12 @@ class QdqBackend:
         graph: Graph,
         *,
         context: int,
+        options: RuntimeOptions,
         provider: str = "cpu",
-        threads: int | None = None,
-        mapped: bool = False,
     ) -> None:
         self.graph, self.context = graph, context
         self.sessions: Mapping[str, GraphSession] | None = {
-            name: _open(directory / file, provider if name in {"prefill", "decode"} else "cpu", threads, graph)
+            name: _open(directory / file, provider if name in {"prefill", "decode"} else "cpu", options, graph)
             for name, file in zip(_GRAPHS, graph.files, strict=False)
         }
         _check_declared(self.sessions, graph, context)
@@ -74,14 +73,9 @@ class QdqBackend:
         self.sessions = None
 
 
-def _open(path: Path, provider: str, threads: int | None, graph: Graph) -> GraphSession:
-    options = ort.SessionOptions()
-    if threads:
-        options.intra_op_num_threads = threads
-    if provider == "cpu":
-        return open_session(path, options=options)
+def _open(path: Path, provider: str, options: RuntimeOptions, graph: Graph) -> GraphSession:
     chip = graph.npu if provider == "qnn" else {}
-    return open_session(path, provider, options=options, provider_options=chip, only=True)
+    return open_session(path, provider, options=session_options(options), provider_options=chip, only=provider != "cpu")
 
 
 def _check_declared(sessions: Mapping[str, GraphSession], graph: Graph, context: int) -> None:
@@ -230,7 +224,8 @@ class QdqDecoder:
                 )
                 buffer[:, self._length : end] = values[:, :new]
         self._length = end
-        return outputs[_RESIDUAL][:new]
+        residual: NDArray[np.generic] = outputs[_RESIDUAL][:new]
+        return residual
 
     def _head(
         self, sessions: Mapping[str, GraphSession], residual: NDArray[np.generic], start: int
