@@ -22,7 +22,8 @@ from edgekit.source import Source, part_shapes
 from edgekit.staging import working_directory, writable
 
 from .calibrate import embed_tokens, told_as_conversion_errors
-from .onnx_decoder import EmittedDecoder, WeightRegions
+from .onnx_decoder import EmittedDecoder
+from .onnx_weights import WeightRegions
 from .qdq_graph import Encoding, FloatCanvas
 from .qdq_layers import (
     HIDDEN,
@@ -92,7 +93,9 @@ def _run_layer(
     for name in names:
         canvas.builder.output(name, TensorProto.FLOAT, None)
     plans = {role: WeightPlan(shapes[role], WeightFormat(32)) for role in canvas.roles}
-    regions = {role: WeightRegions(region) for role, region in canvas.roles.items()}
+    regions: dict[str, tuple[WeightRegions, ...]] = {
+        role: (WeightRegions(region),) for role, region in canvas.roles.items()
+    }
     write_weights(folder / _DATA, EmittedDecoder(canvas.builder, regions), config, plans, source.parts)
     program = folder / "layer.onnx"
     program.write_bytes(canvas.builder.model(config.model_type).SerializeToString(deterministic=True))

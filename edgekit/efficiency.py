@@ -71,5 +71,6 @@ EFFICIENCY: Mapping[str, Efficiency] = {
         caches=(CacheFormat.INT8,),
         schemes=("int8", "int4"),
         quantized_activations=True,
+        unit="npu",
     ),
 }
