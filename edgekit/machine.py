@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgekit.runtime_options import usable_cores
 
-__all__ = ["Machine", "clock_hz", "describe_machine", "temperature_c"]
+__all__ = ["Machine", "clock_hz", "describe_machine", "free_memory_bytes", "system_control", "temperature_c"]
 
 _SYS = Path("/sys")
 # Kinds of thermal zones, and names of sensor chips, that belong to a processor.
@@ -60,6 +60,16 @@ def temperature_c(root: Path = _SYS) -> float | None:
     return max(found, default=None)
 
 
+def free_memory_bytes() -> int:
+    """Memory that programs may use now, as the system estimates it; 0 where it does not (macOS)."""
+    if sys.platform == "win32":
+        return _windows_memory("ullAvailPhys")
+    for line in _text(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
 def _sensors(root: Path) -> Iterator[Path]:
     for zone in root.glob("class/thermal/thermal_zone*"):
         if any(word in _text(zone / "type").lower() for word in _ZONES):
@@ -83,7 +93,7 @@ def _number(path: Path) -> int | None:
 
 def _processor() -> str:
     if sys.platform == "darwin":
-        return _sysctl("machdep.cpu.brand_string")
+        return system_control("machdep.cpu.brand_string")
     if sys.platform == "linux":
         for line in _text(Path("/proc/cpuinfo")).splitlines():
             if line.startswith("model name"):
@@ -94,13 +104,13 @@ def _processor() -> str:
 
 def _memory_bytes() -> int:
     if sys.platform == "win32":
-        return _windows_memory()
+        return _windows_memory("ullTotalPhys")
     if sys.platform == "darwin":
-        return int(_sysctl("hw.memsize") or 0)
+        return int(system_control("hw.memsize") or 0)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _windows_memory() -> int:
+def _windows_memory(field: str) -> int:
     if sys.platform != "win32":
         return 0
     import ctypes
@@ -109,14 +119,15 @@ def _windows_memory() -> int:
         _fields_ = (
             ("dwLength", ctypes.c_ulong),
             ("dwMemoryLoad", ctypes.c_ulong),
-            *((name, ctypes.c_ulonglong) for name in ("ullTotalPhys", "a", "b", "c", "d", "e", "f")),
+            *((name, ctypes.c_ulonglong) for name in ("ullTotalPhys", "ullAvailPhys", "a", "b", "c", "d", "e")),
         )
 
     status = Status(dwLength=ctypes.sizeof(Status))
-    return int(status.ullTotalPhys) if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else 0
+    return int(getattr(status, field)) if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else 0
 
 
-def _sysctl(name: str) -> str:
+def system_control(name: str) -> str:
+    """A value that macOS's sysctl tells, or nothing."""
     done = subprocess.run(["/usr/sbin/sysctl", "-n", name], check=False, capture_output=True, text=True)
     return done.stdout.strip()
 

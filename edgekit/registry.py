@@ -10,13 +10,16 @@ from edgekit.errors import MissingExtraError
 __all__ = [
     "ARCHITECTURES",
     "BACKENDS",
+    "COMPUTE_SPEED",
     "CONVERTERS",
     "LOADER",
     "MULTIMODAL",
+    "OPTIONAL",
     "OUTLINE_READERS",
     "PROCESS_MEMORY",
     "PROFILE_WORKER",
     "PROVIDERS_OF_FORMATS",
+    "PROVIDER_LIST",
     "REHEARSAL_WORKER",
     "SERVER",
     "SERVER_SETTINGS",
@@ -61,12 +64,14 @@ PROVIDERS_OF_FORMATS = {"onnx": ("cpu",), "onnx-qdq": ("qnn", "openvino", "cpu")
 LOADER = "edgekit.runtimes.engine:load_model"
 PROFILE_WORKER = "edgekit.runtimes.profile_worker"
 PROCESS_MEMORY = "edgekit.runtimes.process_memory:memory_use"
+COMPUTE_SPEED = "edgekit.runtimes.compute_speed:measure_operations"
+PROVIDER_LIST = "edgekit.runtimes.provider_choice:list_providers"
 REHEARSAL_WORKER = "edgekit.runtimes.rehearsal_worker"
 SERVER = "edgekit.runtimes.server.serve:serve"
 SERVER_SETTINGS = "edgekit.runtimes.server.settings:Settings"
 
 # Modules of optional dependencies: the package that brings each, and the extra that asks for it.
-_OPTIONAL = {
+OPTIONAL = {
     "onnx": ("onnx", "convert"),
     "threadpoolctl": ("threadpoolctl", "convert"),
     "gguf": ("gguf", "convert"),
@@ -92,7 +97,7 @@ def load_attribute(path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name in _OPTIONAL:
-            raise MissingExtraError(*_OPTIONAL[error.name]) from error
+        if error.name in OPTIONAL:
+            raise MissingExtraError(*OPTIONAL[error.name]) from error
         raise
     return getattr(module, attribute) if attribute else module

@@ -24,6 +24,7 @@ COMMANDS = {
     "profile": "Measure speed and memory of a bundle's program, or compare two measurements.",
     "inspect": "Show what a bundle or a checkpoint holds.",
     "targets": "List the devices, or explain one.",
+    "doctor": "Show what this machine is and what is installed, or measure it.",
 }
 
 

@@ -27,6 +27,7 @@ from convert import print_table
 from seeded_models import SHAPES, write_model
 
 import edgekit
+from edgekit.measure import measure_bandwidth
 from edgekit.plan import make_plan
 from edgekit.quant import CacheFormat
 from edgekit.source import open_source
@@ -81,7 +82,6 @@ POINTS = (
 
 def measure(bundle: str, threads: int, rounds: int) -> Measured:
     """Load a bundle, fill its context, then time decoding with half of it; in this process."""
-    from edgekit.runtimes.host_speed import measure_bandwidth
     from edgekit.runtimes.process_memory import memory_use, peak_rss_bytes
 
     with edgekit.load(bundle, threads=threads, session_cache_bytes=0) as loaded:
@@ -99,7 +99,7 @@ def measure(bundle: str, threads: int, rounds: int) -> Measured:
         for _ in range(rounds):
             decoder.rewind(model.context // 2)
             seconds = _seconds(lambda: decoder.forward(tokens[:1], rows=1, rope_length=model.context), STEPS)
-            steps.append((STEPS / seconds, float(measure_bandwidth(threads, passes=3))))
+            steps.append((STEPS / seconds, measure_bandwidth(threads)))
     return Measured(peak, use.private_bytes, use.mapped_bytes, tuple(steps))
 
 
