@@ -45,11 +45,14 @@ class RoundingGuide:
         order: int64 [columns], in which columns are rounded.
         feedback: float32 [columns, columns], upper triangular, in that order: row i over its diagonal is what a unit
             error of column i takes from each later one.
+        costs: float64 [columns]: what a squared error of one in each column costs in the products, over all inputs, after the
+            later ones have made up for it. Never more than the column's second moment and what damping adds.
     """
 
     importance: Floats
     order: NDArray[np.int64]
     feedback: Floats
+    costs: NDArray[np.float64]
 
 
 def make_guide(second_moments: NDArray[np.float64]) -> RoundingGuide:
@@ -64,9 +67,11 @@ def make_guide(second_moments: NDArray[np.float64]) -> RoundingGuide:
     upper = np.asarray(np.linalg.cholesky(damped), np.float64)[::-1, ::-1]
     del damped
     _invert_upper(upper)
+    costs = np.empty_like(diagonal)
+    costs[order] = mean / np.square(upper.diagonal())
     upper /= upper.diagonal()[:, None].copy()
     importance = np.maximum(diagonal / mean, SMALLEST_IMPORTANCE).astype(np.float32)
-    return RoundingGuide(importance, order, upper.astype(np.float32))
+    return RoundingGuide(importance, order, upper.astype(np.float32), costs)
 
 
 def _invert_upper(matrix: NDArray[np.float64]) -> None:

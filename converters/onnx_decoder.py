@@ -22,6 +22,7 @@ from .onnx_graph import MICROSOFT, GraphBuilder, Region
 from .onnx_weights import StoredWeights, WeightRegions
 
 __all__ = [
+    "CHANGE",
     "HIDDEN",
     "INPUTS",
     "OUTPUTS",
@@ -36,7 +37,7 @@ INPUTS = {"tokens": "input_ids", "length": "total_length", "logits_start": "logi
 ROPE_LENGTH, FIRST_POSITION = "rope_length", "first_position"
 QUERY_GROWTH = "query_growth"
 OUTPUTS = {"logits": "logits"}
-HIDDEN = "hidden"
+HIDDEN, CHANGE = "hidden", "{}.change"
 _END = np.array([np.iinfo(np.int64).max], np.int64)
 
 
@@ -83,14 +84,25 @@ def emit_decoder(
 
 
 def emit_layer(
-    config: ModelConfig, weights: Mapping[str, WeightPlan], index: int, *, context: int, data_file: str
+    config: ModelConfig,
+    weights: Mapping[str, WeightPlan],
+    index: int,
+    *,
+    context: int,
+    data_file: str,
+    changes: bool = False,
 ) -> tuple[EmittedDecoder, str, str]:
     """Emit one layer in full precision, from `HIDDEN` [1, new, hidden] on, with all its matrices' factors as outputs.
+
+    Args:
+        changes: Give it an input for each of its matrices, `CHANGE` with the role for `{}`, that is added to its product.
 
     Returns:
         The layer, the name of the residual stream after it, and that of this stream normed for what follows.
     """
-    return DecoderEmitter(config, weights, context, 32, 0, data_file).emit_one(index)
+    emitter = DecoderEmitter(config, weights, context, 32, 0, data_file)
+    emitter.changes = changes
+    return emitter.emit_one(index)
 
 
 class DecoderEmitter:
@@ -117,6 +129,7 @@ class DecoderEmitter:
         self.fused_rotation = rotation_is_fused(config)
         self.grows = bool(config.attention.query_growth) and self.positions > config.attention.query_growth_context
         self.position_ids = ""
+        self.changes = False
 
     def emit(self) -> EmittedDecoder:
         """Draw the whole decoder."""
@@ -315,7 +328,12 @@ class DecoderEmitter:
     def _linear(self, role: str, value: str, *, output: str = "") -> str:
         """value times the role's weight, and its bias where it has one."""
         self.emitted.factors[role] = value
-        return self.stored.product(role, value, output or role)
+        output = output or role
+        if not self.changes:
+            return self.stored.product(role, value, output)
+        change = CHANGE.format(role)
+        self.graph.input(change, self.float_type, [1, f"{change}.rows", f"{change}.columns"])
+        return self.graph.op("Add", [self.stored.product(role, value, f"{output}.unchanged"), change], output)
 
     def norm(self, value: str, role: str) -> str:
         """The value normed with a role's weight."""

@@ -21,7 +21,7 @@ from edgekit.quant import WeightFormat
 from edgekit.source import Source, part_shapes
 from edgekit.staging import working_directory, writable
 
-from .calibrate import embed_tokens, told_as_conversion_errors
+from .layer_run import embed_tokens, told_as_conversion_errors
 from .onnx_decoder import EmittedDecoder
 from .onnx_weights import WeightRegions
 from .qdq_graph import Encoding, FloatCanvas

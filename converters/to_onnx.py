@@ -7,15 +7,16 @@ from pathlib import Path
 
 from edgekit.config import ModelConfig
 from edgekit.graph import Graph
-from edgekit.plan import Plan
+from edgekit.plan import INT8_LEVEL, Plan
 from edgekit.progress import ProgressFn
 from edgekit.source import Source
 
-from .calibrate import rounding_guides
-from .onnx_decoder import FIRST_POSITION, INPUTS, OUTPUTS, ROPE_LENGTH, cache_layout, emit_decoder
+from .calibrate import rounding_guides, second_moments
+from .onnx_decoder import FIRST_POSITION, INPUTS, OUTPUTS, ROPE_LENGTH, EmittedDecoder, cache_layout, emit_decoder
+from .scaling import find_scales, scaled_source
 from .weight_writer import write_weights
 
-__all__ = ["export"]
+__all__ = ["export", "program_bytes"]
 
 PROGRAM, WEIGHTS = "model.onnx", "model.onnx.data"
 
@@ -40,14 +41,11 @@ def export(
     config, bits = source.config, plan.scheme.activation_bits
     folder = directory / "onnx"
     folder.mkdir(parents=True)
-    emitted = emit_decoder(
-        config,
-        plan.weights,
-        context=plan.context,
-        activation_bits=bits,
-        accuracy_level=plan.accuracy_level,
-        data_file=WEIGHTS,
-    )
+    emitted = _emit(config, plan)
+    if plan.scaled:
+        moments = second_moments(source, texts, directory.parent, plan.scaled, stage="scale", on_progress=on_progress)
+        scales = find_scales(source, plan.weights, moments, int8_activations=plan.accuracy_level == INT8_LEVEL)
+        source = scaled_source(source, scales)
     guides = rounding_guides(source, texts, directory.parent, plan.calibrated) if plan.calibrated else ()
     weights = write_weights(
         folder / WEIGHTS, emitted, config, plan.weights, source.parts,
@@ -66,6 +64,23 @@ def export(
         weights=weights,
         window=config.window,
         positions=config.positions(plan.context),
+    )
+
+
+def program_bytes(source: Source, plan: Plan) -> int:
+    """Size of the files that `export` would write."""
+    emitted = _emit(source.config, plan)
+    return int(emitted.builder.data_bytes + emitted.builder.model(source.config.model_type).ByteSize())
+
+
+def _emit(config: ModelConfig, plan: Plan) -> EmittedDecoder:
+    return emit_decoder(
+        config,
+        plan.weights,
+        context=plan.context,
+        activation_bits=plan.scheme.activation_bits,
+        accuracy_level=plan.accuracy_level,
+        data_file=WEIGHTS,
     )
 
 

@@ -20,6 +20,7 @@ from edgekit.runtime_options import MOST_THREADS, RuntimeOptions
 __all__ = ["MANIFEST", "SCHEMA_VERSION", "Bundle", "Manifest", "Program", "hash_file", "list_files", "open_bundle"]
 
 MANIFEST, GOLDENS, TOKENIZER = "edgekit.json", "goldens.json", "tokenizer.json"
+RECIPE = "recipe.toml"  # of a scheme that was searched for
 SCHEMA_VERSION = 1
 LARGEST_MANIFEST_BYTES = 64_000_000
 HASHED_BYTES = 1 << 22

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgekit.alternatives import too_large_error
-from edgekit.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, Program, hash_file, list_files
+from edgekit.bundle import MANIFEST, RECIPE, TOKENIZER, Bundle, Manifest, Program, hash_file, list_files
 from edgekit.calibration import calibration_texts
 from edgekit.describe import NOT_VERIFIED, describe
 from edgekit.errors import ConversionError, PlanError, SourceError
@@ -22,8 +24,9 @@ from edgekit.lint import linted
 from edgekit.outline import Outline, outline_of
 from edgekit.plan import Plan, make_plan
 from edgekit.progress import ProgressFn
-from edgekit.quant import CacheFormat
+from edgekit.quant import CacheFormat, scheme_toml
 from edgekit.registry import CONVERTERS, load_attribute
+from edgekit.search import SEARCHED, Budget, SchemeSearch
 from edgekit.source import Source, open_source
 from edgekit.staging import written_aside
 from edgekit.target import Target, load_target
@@ -44,6 +47,8 @@ def convert(
     verify: bool = True,
     allow_low_quality: bool = False,
     allow_too_large: bool = False,
+    max_size_bytes: int | None = None,
+    max_kl: float | None = None,
     on_progress: ProgressFn | None = None,
 ) -> Bundle:
     """Convert a checkpoint to a verified bundle for one device.
@@ -61,6 +66,8 @@ def convert(
         verify: Run the program and compare it with the full-precision reference.
         allow_low_quality: Let a program pass that fails its quality bound; the manifest says so.
         allow_too_large: Convert even where the plan says that the model does not fit the device.
+        max_size_bytes, max_kl: Search for the scheme of the best quality whose program's files take no more bytes, or for the
+            smallest whose mean KL divergence is no larger; only with `quant` auto.
         on_progress: Called with each step of long work.
 
     Raises:
@@ -68,23 +75,25 @@ def convert(
     """
     opened, device = open_source(source), load_target(target)
     asked = [format] if format is None or isinstance(format, str) else list(format)
-    outline = outline_of(opened)
-    plans = _make_plans(outline, device, asked, quant=quant, context=context, cache=cache)
-    for number, plan in enumerate(plans):
-        if plan.fits == "no" and not allow_too_large:
-            raise too_large_error(outline, device, plan)
-        plans[number] = linted(outline, device, plan)
-        too_large = oversize(opened, plan)
-        if too_large and not allow_low_quality:
-            raise ConversionError(too_large, hint="use a smaller block size, --quant fp32, or --allow-low-quality")
+    outline, budget = outline_of(opened), _budget(max_size_bytes, max_kl, quant, asked)
+    plans = _make_plans(outline, device, asked, quant=SEARCHED if budget else quant, context=context, cache=cache)
+    check = partial(
+        _checked, opened, outline, device, allow_too_large=allow_too_large, allow_low_quality=allow_low_quality
+    )
+    plans = [check(plan) for plan in plans]
     name = opened.provenance.name.rpartition("/")[2].removesuffix(".gguf")
     directory = Path(out) if out else Path(f"{name}-{plans[0].target}.edgekit")
     with written_aside(directory, force=force) as unfinished, _hashing(opened.weight_files) as hashes:
         (unfinished / TOKENIZER).write_text(opened.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
-        learning = next((plan for plan in plans if plan.needs_texts), None)
-        texts = calibration_texts(opened, learning, unfinished, on_progress=on_progress) if learning else ()
-        work = _Work(opened, unfinished, texts, verify, allow_low_quality, on_progress)
-        manifest = _merged([_write_program(work, plan) for plan in plans])
+        work = _Work(opened, unfinished, (), verify, allow_low_quality, on_progress)
+        if budget:
+            search = SchemeSearch(opened, device, plans[0], budget, unfinished, on_progress=on_progress)
+            manifest = _write_searched(replace(work, texts=search.texts), search, check)
+        else:
+            learning = next((plan for plan in plans if plan.needs_texts), None)
+            if learning:
+                work = replace(work, texts=calibration_texts(opened, learning, unfinished, on_progress=on_progress))
+            manifest = _merged([_write_program(work, plan) for plan in plans])
         manifest = replace(
             manifest,
             provenance=dict(manifest.provenance) | {"weight_files": hashes.result()},
@@ -92,6 +101,34 @@ def convert(
         )
         _write_json(unfinished / MANIFEST, manifest.to_json())
     return Bundle(directory, manifest)
+
+
+def _budget(
+    max_size_bytes: int | None, max_kl: float | None, quant: str, formats: Sequence[str | None]
+) -> Budget | None:
+    if max_size_bytes is None and max_kl is None:
+        return None
+    if quant != "auto":
+        raise PlanError(
+            f"--quant {quant} leaves no scheme to search for", hint="leave out --quant, or size and quality"
+        )
+    if len(formats) > 1:
+        raise PlanError(
+            "a scheme is searched for one format at a time", hint="name one --format, and use its recipe for others"
+        )
+    return Budget(max_size_bytes, max_kl)
+
+
+def _checked(
+    source: Source, outline: Outline, device: Target, plan: Plan, *, allow_too_large: bool, allow_low_quality: bool
+) -> Plan:
+    """The plan, with what the target's rules say of it."""
+    if plan.fits == "no" and not allow_too_large:
+        raise too_large_error(outline, device, plan)
+    too_large = oversize(source, plan)
+    if too_large and not allow_low_quality:
+        raise ConversionError(too_large, hint="use a smaller block size, --quant fp32, or --allow-low-quality")
+    return linted(outline, device, plan)
 
 
 def _make_plans(
@@ -118,6 +155,17 @@ class _Work:
     verify: bool
     allow_low_quality: bool
     on_progress: ProgressFn | None
+
+
+def _write_searched(work: _Work, search: SchemeSearch, check: Callable[[Plan], Plan]) -> Manifest:
+    """Try schemes until one keeps the budget; its recipe goes into the bundle."""
+    for plan in search.tries():
+        shutil.rmtree(work.directory / plan.format, ignore_errors=True)
+        manifest = _write_program(work, check(plan))
+        if search.keeps(manifest.programs[0].quality.get("kl_mean")):
+            break
+    (work.directory / RECIPE).write_text(scheme_toml(plan.scheme), encoding="utf-8", newline="\n")
+    return manifest
 
 
 def _write_program(work: _Work, plan: Plan) -> Manifest:

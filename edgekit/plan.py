@@ -17,11 +17,21 @@ from edgekit.runtime_options import RuntimeOptions
 from edgekit.source import Source
 from edgekit.speed_plan import SpeedPlan, plan_speed
 from edgekit.target import Target
-from edgekit.weight_plan import WeightPlan, WeightsPlan, calibrated, plan_weights
+from edgekit.weight_plan import WeightPlan, WeightsPlan, calibrated, plan_weights, scaled
 
-__all__ = ["DEFAULT_CONTEXT", "LEAST_CONTEXT", "MemoryPlan", "Plan", "SpeedPlan", "WeightPlan", "make_plan"]
+__all__ = [
+    "DEFAULT_CONTEXT",
+    "INT8_LEVEL",
+    "LEAST_CONTEXT",
+    "MemoryPlan",
+    "Plan",
+    "SpeedPlan",
+    "WeightPlan",
+    "make_plan",
+]
 
 DEFAULT_CONTEXT = 4096
+INT8_LEVEL = 4  # the accuracy_level at which products are computed in int8
 LEAST_CONTEXT = 512  # no shorter one is chosen unasked
 # The `auto` rule (design): 8 bits where their weights take at most this part of what an app may use, and decode is fast enough.
 AUTO_MEMORY_PART = 0.25
@@ -58,12 +68,17 @@ class Plan:
     @property
     def needs_texts(self) -> bool:
         """True where conversion learns from texts that the model writes first."""
-        return bool(self.calibrated) or EFFICIENCY[self.format].quantized_activations
+        return bool(self.calibrated or self.scaled) or EFFICIENCY[self.format].quantized_activations
 
     @property
     def calibrated(self) -> frozenset[str]:
         """Roles that are rounded by what they see on texts that the model writes."""
         return calibrated(self.scheme, self.weights)
+
+    @property
+    def scaled(self) -> frozenset[str]:
+        """Weights whose columns are scaled by what they see on texts that the model writes."""
+        return scaled(self.scheme, self.weights)
 
     def to_json(self) -> dict[str, Any]:
         """As `plan --json` and the manifest have it."""
@@ -131,7 +146,7 @@ def make_plan(
         cache=chosen_cache,
         provider=target.npu.provider if target.npu and frame.efficiency.unit == "npu" else "",
         runtime=target.options(frame.format),
-        accuracy_level=4 if target.cpu.int8_activations and scheme.quantized else 0,
+        accuracy_level=INT8_LEVEL if target.cpu.int8_activations and scheme.quantized else 0,
         weights=planned.weights,
         memory=memory,
         speed=frame.speed(planned, chosen_context, chosen_cache),

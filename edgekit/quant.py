@@ -8,6 +8,7 @@ A scheme is one of the named recipes, or a TOML file:
     block_size = 64         # weights that share a scale: 16, 32, 64, 128 or 256
     symmetric = false       # true: a fixed zero point in the middle
 
+    scaling = "awq"         # "none" (default); "awq": channels that matter are made large, and the weights before them small
     layer_count = 30        # of the model that the numbers of layers below are of; asked for with them
 
     [[overrides]]           # later ones win
@@ -42,9 +43,11 @@ __all__ = [
 
 LayerSelection: TypeAlias = Literal["all", "edges", "ends"] | tuple[int, ...]
 Rounding: TypeAlias = Literal["nearest", "hqq", "gptq"]
+Scaling: TypeAlias = Literal["none", "awq"]
 ROLES = ("embedding", "head", "qkv", "output", "gate_up", "down")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "hqq", "gptq")
+SCALINGS: tuple[Scaling, ...] = ("none", "awq")
 EDGE_FRACTION = 8  # an edge is this fraction of the layers, at either end
 
 
@@ -127,6 +130,7 @@ class QuantScheme:
         rounding: How values are chosen: each `nearest` to its weight; `hqq`, with scales and zero points that large errors
             weigh less on; or `gptq`: so that what the weight computes on calibration text changes least.
         row_scaled: Matrices of the layers take the row-scaled form of `WeightFormat`, with 8 bits or blocks of 32 with 4.
+        scaling: `awq`: columns that see large inputs are made large before rounding, and what is before them small.
         layer_count: Layers of the model that overrides with numbers of layers were made for; 0 without such.
     """
 
@@ -135,6 +139,7 @@ class QuantScheme:
     overrides: tuple[Override, ...] = ()
     keep: bool = False
     rounding: Rounding = "nearest"
+    scaling: Scaling = "none"
     layer_count: int = 0
     row_scaled: bool = False
 
@@ -224,7 +229,7 @@ def load_scheme(name: str) -> QuantScheme:
 
 def scheme_toml(scheme: QuantScheme) -> str:
     """A scheme as a recipe file, which `load_scheme` reads back."""
-    lines = [f'rounding = "{scheme.rounding}"', *_format_lines(scheme.format)]
+    lines = [f'rounding = "{scheme.rounding}"', f'scaling = "{scheme.scaling}"', *_format_lines(scheme.format)]
     if scheme.layer_count:
         lines.append(f"layer_count = {scheme.layer_count}")
     for override in scheme.overrides:
@@ -242,8 +247,11 @@ def _format_lines(form: WeightFormat) -> list[str]:
 
 def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
     rounding, layer_count = values.pop("rounding", "nearest"), values.pop("layer_count", 0)
+    scaling = values.pop("scaling", "none")
     if rounding not in ROUNDINGS:
         raise PlanError(f"{path}: rounding is {rounding!r}", hint=f"use one of {', '.join(ROUNDINGS)}")
+    if scaling not in SCALINGS:
+        raise PlanError(f"{path}: scaling is {scaling!r}", hint=f"use one of {', '.join(SCALINGS)}")
     if type(layer_count) is not int or layer_count < 0:
         raise PlanError(f"{path}: layer_count is {layer_count!r}, expected the number of the model's layers")
     listed = values.pop("overrides", [])
@@ -253,7 +261,7 @@ def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
     overrides = tuple(_override_from(item, base, layer_count, path) for item in listed)
     if len({form.bits == 16 for form in (base, *(override.format for override in overrides))}) > 1:
         raise PlanError(f"{path}: 16 bits can't be mixed with others", hint="use 32 for what stays in floats")
-    scheme = QuantScheme(path.stem, base, overrides, rounding=rounding, layer_count=layer_count)
+    scheme = QuantScheme(path.stem, base, overrides, rounding=rounding, scaling=scaling, layer_count=layer_count)
     if rounding != "nearest" and not scheme.quantized:
         raise PlanError(f"{path}: all weights are floats, which {rounding} does not round", hint="leave rounding out")
     return scheme
@@ -281,7 +289,7 @@ def _format_from(values: dict[str, Any], base: WeightFormat, path: Path) -> Weig
         if key not in kinds:
             raise PlanError(
                 f"{path}: the key {key!r} is not known",
-                hint=f"known: {', '.join(kinds)}, rounding, layer_count, overrides",
+                hint=f"known: {', '.join(kinds)}, rounding, scaling, layer_count, overrides",
             )
         if type(value) is not kinds[key]:
             raise PlanError(f"{path}: {key} is {value!r}, expected {kinds[key].__name__}")

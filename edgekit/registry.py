@@ -13,11 +13,13 @@ __all__ = [
     "COMPUTE_SPEED",
     "CONVERTERS",
     "LOADER",
+    "MEASURE_COSTS",
     "MULTIMODAL",
     "OPTIONAL",
     "OUTLINE_READERS",
     "PROCESS_MEMORY",
     "PROFILE_WORKER",
+    "PROGRAM_BYTES",
     "PROVIDERS_OF_FORMATS",
     "PROVIDER_LIST",
     "REHEARSAL_WORKER",
@@ -59,6 +61,9 @@ BACKENDS = {
     "onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend",
     "onnx-qdq": "edgekit.runtimes.backend_onnx_qdq:QdqBackend",
 }
+MEASURE_COSTS = "edgekit.converters.sensitivity:measure_costs"
+# Formats whose programs can be written to a size: what they would take.
+PROGRAM_BYTES = {"onnx": "edgekit.converters.to_onnx:program_bytes"}
 # Execution providers that can run a format's programs, besides what the plan prefers in this order; the CPU last.
 PROVIDERS_OF_FORMATS = {"onnx": ("cpu",), "onnx-qdq": ("qnn", "openvino", "cpu")}
 LOADER = "edgekit.runtimes.engine:load_model"

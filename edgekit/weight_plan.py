@@ -13,7 +13,9 @@ from edgekit.outline import Outline
 from edgekit.quant import BLOCK_SIZES, QuantScheme, WeightFormat
 from edgekit.source import Tensor
 
-__all__ = ["WeightGroup", "WeightPlan", "WeightsPlan", "calibrated", "plan_weights"]
+__all__ = ["WeightGroup", "WeightPlan", "WeightsPlan", "calibrated", "plan_weights", "scaled"]
+
+_PRODUCERS = {"output": "qkv", "down": "gate_up"}
 
 ROW_SCALED_BLOCK = 32
 
@@ -171,6 +173,20 @@ def calibrated(scheme: QuantScheme, weights: Mapping[str, WeightPlan]) -> frozen
         return frozenset()
     rounded = {role for role, weight in weights.items() if weight.form_is_blocks and not weight.carried}
     return frozenset(rounded - {"embedding"} if "head" in weights else rounded)  # an untied embedding is only looked up
+
+
+def scaled(scheme: QuantScheme, weights: Mapping[str, WeightPlan]) -> frozenset[str]:
+    """Matrices of the layers whose columns are scaled by what they see on texts that the model writes."""
+    if scheme.scaling == "none":
+        return frozenset()
+    names = (role for role, weight in weights.items() if weight.form_is_blocks and not weight.carried)
+    return frozenset(name for name in names if _layer(name) is not None and not weights[_producer(name)].carried)
+
+
+def _producer(name: str) -> str:
+    """What computes a matrix's inputs and is divided where they are scaled: another matrix, or (itself here) a norm."""
+    layer, _, role = name.rpartition(".")
+    return f"{layer}.{_PRODUCERS[role]}" if role in _PRODUCERS else name
 
 
 def _layer(name: str) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgekit.bundle import Bundle
-from edgekit.cli.options import json_option, print_json, progress_bars, size_text
+from edgekit.cli.options import SizeType, finite, json_option, print_json, progress_bars, size_text
 from edgekit.quant import CacheFormat
 
 __all__ = ["command"]
@@ -33,6 +33,19 @@ __all__ = ["command"]
     metavar="SCHEME",
     help="auto (default), keep, fp32, fp16, int8, int4, int4-mixed, or a recipe file.",
 )
+@click.option(
+    "--max-size",
+    type=SizeType(),
+    metavar="SIZE",
+    help="Search for the best formats whose files take at most this: 80MB.",
+)
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(0, min_open=True),
+    callback=finite,
+    metavar="KL",
+    help="Search for the smallest formats that keep the mean KL divergence at this: 0.05.",
+)
 @click.option("--context", type=click.IntRange(1), metavar="N", help="Tokens; by default at most 4,096, and what fits.")
 @click.option(
     "--cache",
@@ -50,6 +63,8 @@ def command(
     target: str,
     formats: tuple[str, ...],
     quant: str,
+    max_size: int | None,
+    max_kl: float | None,
     context: int | None,
     cache: str | None,
     out: Path | None,
@@ -63,6 +78,9 @@ def command(
 
     SOURCE is a directory with config.json and safetensors, a .gguf file, a hub id such as org/name or org/name@revision, or
     `sample`, a small real chat model.
+
+    With --max-size or --max-kl each matrix gets a format of its own, by what rounding it is measured to cost; the choice is
+    written into the bundle as recipe.toml, for --quant on the next model.
     """
     from edgekit.pipeline import convert
 
@@ -72,6 +90,8 @@ def command(
             target=target,
             format=formats or None,
             quant=quant,
+            max_size_bytes=max_size,
+            max_kl=max_kl,
             context=context,
             cache=CacheFormat(cache) if cache else None,
             out=out,

@@ -46,9 +46,9 @@ provider_option = click.option(
 )
 
 
-def finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     """A range lets nan and inf pass."""
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.")
     return value
 

@@ -139,7 +139,7 @@ def test_want_of_memory_is_told(tiny_model: Any, tmp_path: Path, monkeypatch: py
 
 
 def test_layer_that_does_not_run_is_named(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekit.converters.calibrate._feeds", lambda *_: {})
+    monkeypatch.setattr("edgekit.converters.layer_run.LayerRun._feeds", lambda *_: {})
     with pytest.raises(ConversionError, match="layer 0 does not run: "):
         guides_of(open_source(tiny_model("llama")), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from edgekit.quant import (
     RECIPES,
     ROLES,
     ROUNDINGS,
+    SCALINGS,
     CacheFormat,
     Override,
     QuantScheme,
@@ -94,6 +95,7 @@ def test_override_of_a_float_scheme_gets_blocks(tmp_path: Path) -> None:
         ("block_size = 0", "block size 0 is not handled"),
         ("symmetric = 1", "symmetric is 1, expected bool"),
         ('rounding = "up"', "rounding is 'up'"),
+        ('scaling = "up"', "scaling is 'up'"),
         ("rounding = [1]", "rounding is [1]"),
         ('rounding = "gptq"\nbits = 32', "all weights are floats, which gptq does not round"),
         ("overrides = 3", "overrides must be a list of tables"),
@@ -123,7 +125,14 @@ def schemes(draw: st.DrawFn) -> QuantScheme:
     layers = st.sampled_from(["all", "edges", "ends"]) | st.lists(st.integers(0, 29), unique=True).map(tuple)
     roles = st.lists(st.sampled_from(ROLES), min_size=1, unique=True).map(tuple)
     overrides = st.lists(st.builds(Override, roles, form | st.just(WeightFormat(32)), layers), max_size=4).map(tuple)
-    return QuantScheme("mine", draw(form), draw(overrides), rounding=draw(st.sampled_from(ROUNDINGS)), layer_count=30)
+    return QuantScheme(
+        "mine",
+        draw(form),
+        draw(overrides),
+        rounding=draw(st.sampled_from(ROUNDINGS)),
+        scaling=draw(st.sampled_from(SCALINGS)),
+        layer_count=30,
+    )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
