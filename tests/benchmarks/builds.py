@@ -20,7 +20,6 @@ EDGEKIT_VARIANTS = ("int4-block64", "int4-block128")
 GENAI_VARIANTS: Mapping[str, tuple[str, ...]] = {
     "int4, blocks of 64": ("block_size=64",),
     "int4, blocks of 128": ("block_size=128",),
-    "int4, asymmetric": ("is_symmetric=false",),
     "int4, rtn": ("algo_config=rtn",),
     "int4, k_quant": ("algo_config=k_quant",),
     "int4, k_quant_mixed": ("algo_config=k_quant_mixed",),
