@@ -100,16 +100,26 @@ def scatter(
     marks = [
         (point, name, _color(place)) for place, named in enumerate(groups.values()) for name, point in named.items()
     ]
-    taken: list[tuple[float, float, float]] = []  # left, right and height of the names so far
+    # Left, right and height of what a name must not cover: the points, and the names so far.
+    taken = [(area.x(point.x) - 5, area.x(point.x) + 5, area.y(point.y) + 4) for point in points]
     for point, name, color in sorted(marks, key=lambda mark: -mark[0].y):
         parts += _drawn([point], area, color, joined=False)
-        left, height = area.x(point.x) + 6, area.y(point.y) + 4
-        right = left + LETTER_WIDTH * len(name)
-        while any(left < b and a < right and abs(height - other) < NAME_HEIGHT for a, b, other in taken):
-            height += 2  # down, past the names that are there
-        taken.append((left, right, height))
+        x, y = area.x(point.x), area.y(point.y)
+        left, height = x + 6, _free_height(taken, x + 6, y + 4, LETTER_WIDTH * len(name))
+        taken.append((left, left + LETTER_WIDTH * len(name), height))
+        if abs(height - y - 4) > NAME_HEIGHT / 2:  # too far to see whose name it is
+            parts.append(_stroke(x, y, left - 1, height - 4, color))
         parts.append(_text(left, height, name, size=10))
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _free_height(taken: Sequence[tuple[float, float, float]], left: float, wanted: float, width: float) -> float:
+    """The height nearest to the wanted one where a name covers no other."""
+    others = [height for a, b, height in taken if left < b and a < left + width]
+    places = (wanted + sign * step for step in range(0, SCATTER_HEIGHT, 2) for sign in (1, -1))
+    return next(
+        (place for place in places if all(abs(place - other) >= NAME_HEIGHT for other in others)), wanted
+    )  # with more names than fit, they cover each other
 
 
 class _Placed(Protocol):
@@ -126,33 +136,30 @@ class _LogArea:
 
     top: int
     x_ticks: Sequence[float]
-    powers: range  # of ten, on the y axis
-    least: float
+    y_ticks: Sequence[float]
 
     @classmethod
     def around(cls, points: Sequence[Point], top: int, least: float) -> _LogArea:
         heights = [
             max(value, least) for point in points for value in (point.y, point.low, point.high) if value is not None
         ]
-        first, last = math.floor(math.log10(min(heights))), math.ceil(math.log10(max(heights)))
         xs = [point.x for point in points]
-        return cls(top, _round_steps(min(xs), max(xs)), range(first, max(last, first + 1) + 1), least)
+        return cls(top, _round_steps(min(xs), max(xs)), _log_steps(min(heights), max(heights)))
 
     def x(self, value: float) -> float:
         low, high = self.x_ticks[0], self.x_ticks[-1]
         return AXIS_LEFT + (WIDTH - AXIS_LEFT - NAMES_RIGHT) * (value - low) / (high - low)
 
     def y(self, value: float) -> float:
-        share = (math.log10(max(value, self.least)) - self.powers[0]) / (self.powers[-1] - self.powers[0])
-        return self.top + SCATTER_HEIGHT * (1 - max(share, 0.0))
+        low, high = self.y_ticks[0], self.y_ticks[-1]
+        return self.top + SCATTER_HEIGHT * (1 - math.log(max(value, low) / low) / math.log(high / low))
 
     def axes(self) -> list[str]:
         bottom, right = self.top + SCATTER_HEIGHT, WIDTH - NAMES_RIGHT
         parts = []
-        for power in self.powers:
-            height = self.y(10.0**power)
-            parts.append(_stroke(AXIS_LEFT, height, right, height, "#ddd"))
-            parts.append(_text(AXIS_LEFT - 6, height + 4, f"{10.0**power:g}", size=10, anchor="end"))
+        for tick in self.y_ticks:
+            parts.append(_stroke(AXIS_LEFT, self.y(tick), right, self.y(tick), "#ddd"))
+            parts.append(_text(AXIS_LEFT - 6, self.y(tick) + 4, f"{tick:g}", size=10, anchor="end"))
         for tick in self.x_ticks:
             parts.append(_stroke(self.x(tick), bottom, self.x(tick), bottom + 4, "#555"))
             parts.append(_text(self.x(tick), bottom + 18, f"{tick:g}", size=10, anchor="middle"))
@@ -215,6 +222,16 @@ def _round_steps(low: float, high: float) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step), math.ceil(high / step)
     return [round(count * step, 12) for count in range(first, max(last, first + 1) + 1)]
+
+
+def _log_steps(low: float, high: float) -> list[float]:
+    """From `low` rounded down to `high` rounded up: 1, 2 and 5 times the powers of ten, or the powers alone where those fill."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1
+    factors = (1.0, 2.0, 5.0) if last - first <= TICKS else (1.0,)
+    steps = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+    start = max(index for index, step in enumerate(steps) if step <= low * (1 + 1e-9))
+    end = min(index for index, step in enumerate(steps) if step >= high * (1 - 1e-9))
+    return steps[start : max(end, start + 1) + 1]
 
 
 def _powers(low: float, high: float) -> list[float]:

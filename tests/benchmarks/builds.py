@@ -27,6 +27,7 @@ GENAI_VARIANTS: Mapping[str, tuple[str, ...]] = {
 LLAMA_CPP_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
 LLAMA_CPP_VARIANTS = {"Q4_K_M": 15, "Q5_K_M": 17}
 TORCHAO_RECIPES = {"int4 weight only": "int4wo", "8da4w": "8da4w"}
+GGUF_FILE = "the GGUF file"
 QUANTIZE = """
 import ctypes, sys, llama_cpp
 options = llama_cpp.llama_model_quantize_default_params()
@@ -78,8 +79,8 @@ def variants(source: Path, work: Path, peers_python: str | None, torchao_python:
 def of_file(gguf_file: Path, work: Path, peers_python: str | None) -> list[Candidate]:
     """A quantized GGUF file itself: carried over by EdgeKit, and on llama.cpp."""
     return [
-        edgekit(gguf_file, work, "keep", name="the GGUF file: edgekit keep"),
-        Candidate("the GGUF file: llama.cpp", "llama.cpp", peers_python, lambda: gguf_file),
+        edgekit(gguf_file, work, "keep", name=f"{GGUF_FILE}: edgekit keep"),
+        Candidate(f"{GGUF_FILE}: llama.cpp", "llama.cpp", peers_python, lambda: gguf_file),
     ]
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from builds import Candidate, contenders, of_file, variants
+from builds import GGUF_FILE, Candidate, contenders, of_file, variants
 from convert import CommandError, add_common_arguments, folder_for, gguf_file, print_table, workspace
 from off_grid import make_off_grid
 from peers import Contender, Worker, WorkerError, take_turns
@@ -190,7 +190,7 @@ def plot(rows: Mapping[str, Row], main: str, title: str) -> str:
     """Size against KL, as an SVG."""
     groups: dict[str, dict[str, Point]] = {}
     for name, row in rows.items():
-        if "error" not in row:
+        if "error" not in row and not name.startswith(GGUF_FILE):  # a file's own weights are others
             figures = row["texts"][main]
             point = Point(row["file_bytes"] / 1e6, figures["kl_mean"], *figures["kl_mean_interval"])
             groups.setdefault(row["engine"], {})[name.removeprefix(row["engine"]).strip()] = point
