@@ -12,16 +12,24 @@ from typing import Any
 
 from edgekit.errors import EdgeKitError, GenerationError
 
-__all__ = ["ChildError", "answer", "run_child"]
+__all__ = ["ChildError", "answer", "child_command", "run_child"]
 
 _LONGEST_REASON = 300
 # Not `python -m`: that would import what lies in the working directory, whosever it is. EdgeKit itself is found where it is.
-_START = "import runpy, sys; sys.path.append(sys.argv[1]); runpy.run_module(sys.argv[2], run_name='__main__')"
+_START = (
+    "import runpy, sys; sys.path.append(sys.argv[1]); module = sys.argv[2]; del sys.argv[1:3]; "
+    "runpy.run_module(module, run_name='__main__')"
+)
 _HOME = Path(__file__).resolve().parent.parent
 
 
 class ChildError(GenerationError):
     """A child process crashed, took too long, or said what is wrong."""
+
+
+def child_command(module: str, *arguments: str) -> list[str]:
+    """What runs a module in another process."""
+    return [sys.executable, "-P", "-c", _START, str(_HOME), module, *arguments]
 
 
 def run_child(module: str, task: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
@@ -35,10 +43,9 @@ def run_child(module: str, task: Mapping[str, Any], *, timeout_s: float | None =
     Raises:
         ChildError: It crashed, did not end in time, or raised an EdgeKitError, whose message and hint this one has.
     """
-    command = [sys.executable, "-P", "-c", _START, str(_HOME), module]
     try:
         done = subprocess.run(
-            command, input=json.dumps(task), capture_output=True, check=False, timeout=timeout_s,
+            child_command(module), input=json.dumps(task), capture_output=True, check=False, timeout=timeout_s,
             encoding="utf-8", errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:

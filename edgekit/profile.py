@@ -41,6 +41,7 @@ __all__ = ["profile_bundle"]
 
 PROMPT_TOKENS = (256, 32, 1024)
 NEW_TOKENS = 64
+LARGEST_FIGURE = 10**18  # that a manifest may say: no device has as many bytes, or is as fast
 RUNS = 5  # the fewest whose medians `--compare` can tell apart
 
 
@@ -229,11 +230,13 @@ def _bytes_per_token(program: Program, length: int) -> int:
 
 
 def _prediction(bundle: Bundle) -> Prediction | None:
-    """What the plan said; None where the manifest, which is not to be trusted, does not hold it as numbers."""
+    """What the plan said; None where the manifest, which is not to be trusted, does not hold it as numbers over zero."""
     plan = bundle.manifest.plan
     try:
-        speed, memory = plan["speed"], plan["memory"]
-        rates = [float(speed[key]) for key in ("decode_tokens_per_s", "prefill_tokens_per_s")]
-        return Prediction(bundle.manifest.target, rates[0], rates[1], int(memory["total_bytes"]))
-    except (KeyError, TypeError, ValueError):
+        decode, prefill = (plan["speed"][f"{name}_tokens_per_s"] for name in ("decode", "prefill"))
+        total = plan["memory"]["total_bytes"]
+    except (KeyError, TypeError):
         return None
+    if not all(type(figure) in (int, float) and 0 < figure < LARGEST_FIGURE for figure in (decode, prefill, total)):
+        return None
+    return Prediction(bundle.manifest.target, float(decode), float(prefill), int(total))

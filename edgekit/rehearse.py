@@ -6,7 +6,6 @@ First a process that fills the program's whole context, as the plan counts it; t
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekit.bundle import Bundle, open_bundle
+from edgekit.child import child_command
 from edgekit.errors import GenerationError
 from edgekit.memory_limit import Enforcer, MemoryLimit, Outcome, memory_limit, run_limited
 from edgekit.registry import REHEARSAL_WORKER
@@ -83,14 +83,13 @@ def rehearse(
         first = _fill_context(task, limit, cores) if limit else None
         if first and first.killed:
             return _rehearsal(bundle, target, cores, limit, (first,)), 1, ""
-        last, output = _run([sys.executable, "-m", "edgekit", *command], limit, cores, captured=captured)
+        last, output = _run(child_command("edgekit", *command), limit, cores, captured=captured)
         outcomes = (first, last) if first else (last,)
         return _rehearsal(bundle, target, cores, limit, outcomes), 1 if last.killed else last.returncode, output
 
 
 def _fill_context(task: dict[str, Any], limit: MemoryLimit, cores: int) -> Outcome:
-    command = [sys.executable, "-m", REHEARSAL_WORKER]
-    outcome, output = _run(command, limit, cores, captured=True, text=json.dumps(task))
+    outcome, output = _run(child_command(REHEARSAL_WORKER), limit, cores, captured=True, text=json.dumps(task))
     if outcome.killed:
         return outcome
     reply = json.loads(output.splitlines()[-1]) if output.strip() and not outcome.returncode else {}

@@ -67,10 +67,10 @@ def provider_note(model: LoadedModel) -> None:
 def size_text(size_bytes: float) -> str:
     """A size for people."""
     for unit in ("B", "kB", "MB"):
-        if size_bytes < 1000:
+        if size_bytes < 999.5:  # from there on it is shown as 1 of the next
             return f"{size_bytes:.3g} {unit}"
         size_bytes /= 1000
-    return f"{size_bytes:.3g} GB"
+    return f"{size_bytes:.3g} GB" if size_bytes < 999.5 else f"{size_bytes:,.0f} GB"
 
 
 @contextmanager
@@ -115,7 +115,7 @@ class SizeType(click.ParamType[int]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """As click asks for it."""
-        match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?([KMG]?I?B)?", str(value).upper())
+        match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([KMG]I?B|B)?", str(value).upper())
         size = round(float(match[1]) * self._UNITS[match[2] or ""]) if match else 0
         if size <= 0:
             self.fail(f"{value!r} is not a size such as 2GB, 512MB or 1.5GiB.", param, ctx)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgekit.alternatives import Limits, Request, plans_within, rank, what_would_fit
-from edgekit.cli.options import SizeType, json_option, print_json
+from edgekit.cli.options import SizeType, finite, json_option, print_json
 from edgekit.cli.plan_text import model_text, plan_text, ranking_text
 from edgekit.lint import lint
 from edgekit.outline import Outline, UnknownModel, open_outline
@@ -37,7 +37,10 @@ ALL = "all"
     help="How keys and values are kept; by default the best that fits.",
 )
 @click.option("--max-ram", type=SizeType(), metavar="SIZE", help="List what takes at most so much memory, such as 2GB.")
-@click.option("--min-speed", type=click.FloatRange(0, 1e6), metavar="N", help="List what decodes N tokens a second.")
+@click.option(
+    "--min-speed", type=click.FloatRange(0, 1e6), callback=lambda c, p, v: v and finite(c, p, v), metavar="N",
+    help="List what decodes N tokens a second.",
+)  # fmt: skip
 @json_option
 def command(
     source: str,

@@ -90,6 +90,6 @@ def speed_text(tokens_per_s: float) -> str:
 def count_text(count: int) -> str:
     """A number of parameters for people."""
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6)):
-        if count >= size:
+        if count >= 0.9995 * size:  # from there on it is shown as 1
             return f"{count / size:.3g}{unit}"
     return str(count)

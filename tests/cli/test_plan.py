@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+from edgekit.cli.options import size_text
+from edgekit.cli.plan_text import count_text
 from edgekit.target import list_targets
 
 CLI = Callable[..., Any]
@@ -110,7 +112,7 @@ def test_a_model_that_is_not_understood_is_unknown(cli: CLI, config: Callable[..
     )
 
 
-@pytest.mark.parametrize("size", ["0", "-1GB", "2XB", "GB", "1e9", "two", "nan"])
+@pytest.mark.parametrize("size", ["0", "-1GB", "2XB", "GB", "1e9", "two", "nan", "2IB", "٢GB"])
 def test_an_impossible_size_is_wrong_usage(size: str, cli: CLI) -> None:
     result = cli("plan", "sample", "--target", "raspberry-pi-5", "--max-ram", size)
     assert result.code == 2
@@ -121,6 +123,29 @@ def test_an_impossible_size_is_wrong_usage(size: str, cli: CLI) -> None:
 def test_sizes_are_read(size: str, expected: int, cli: CLI) -> None:
     values = values_of(cli, "sample", "--target", "raspberry-pi-5", "--max-ram", size)
     assert values["limits"]["max_bytes"] == expected
+
+
+@pytest.mark.parametrize("speed", ["-1", "nan", "inf", "fast"])
+def test_an_impossible_speed_is_wrong_usage(speed: str, cli: CLI) -> None:
+    result = cli("plan", "sample", "--target", "raspberry-pi-5", "--min-speed", speed)
+    assert result.code == 2
+    assert "Invalid value for '--min-speed'" in result.err
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(999, "999"), (999_499_999, "999M"), (999_885_952, "1B"), (30_532_122_624, "30.5B"), (10**12, "1T")],
+)
+def test_parameters_are_counted_in_the_unit_that_shows_them_short(count: int, text: str) -> None:
+    assert count_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (999_499, "999 kB"), (999_600_000, "1 GB"), (2.5e9, "2.5 GB"), (1.2e12, "1,200 GB")],
+)
+def test_sizes_are_told_in_the_unit_that_shows_them_short(size_bytes: float, text: str) -> None:
+    assert size_text(size_bytes) == text
 
 
 def test_bad_requests_are_refused(refused: Refused, config: Callable[..., Path]) -> None:

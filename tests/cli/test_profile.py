@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,20 @@ def test_text_is_a_table(cli: Any, tiny_bundle: Path) -> None:
     assert (result.code, result.err) == (0, "")
     assert result.out.splitlines()[2].split()[0] == "prompt"
     assert "provider" in result.out
+
+
+def test_a_manifest_whose_plan_holds_no_sane_numbers_gives_no_prediction(
+    cli: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle, report = tmp_path / "spoilt.edgekit", tmp_path / "report.html"
+    shutil.copytree(tiny_bundle, bundle)
+    manifest = json.loads((bundle / "edgekit.json").read_text(encoding="utf-8"))
+    manifest["plan"]["speed"] |= {"decode_tokens_per_s": float("nan"), "prefill_tokens_per_s": 10**400}
+    manifest["plan"]["memory"]["total_bytes"] = float("inf")
+    (bundle / "edgekit.json").write_text(json.dumps(manifest), encoding="utf-8")
+    result = cli("profile", bundle, "--runs", 1, "--prompt-tokens", 8, "--new-tokens", 2, "--html", report, "--json")
+    assert (result.code, json.loads(result.out)["plan"]) == (0, None), result.err
+    assert "planned" not in report.read_text(encoding="utf-8")
 
 
 def test_what_does_not_fit_is_refused(refused: Callable[..., str], tiny_bundle: Path) -> None:
