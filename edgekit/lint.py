@@ -263,9 +263,16 @@ def _npu_memory(subject: Subject) -> Iterator[Finding]:
         yield Finding(
             "npu-memory",
             subject.npu_severity,
-            f"{subject.npu_name} loads up to {HEXAGON_BYTES / 1e9:g} GB as one program, the layers take {weights / 1e9:.1f} GB",
-            "use --quant int4, or a smaller model",
+            f"{subject.npu_name} loads up to {HEXAGON_BYTES / 1e9:g} GB as one program, the layers take {weights / 1e9:.2f} GB",
+            "use --quant int4, or a smaller model" if _widest_bits(subject) > 4 else "take a smaller model",
         )
+
+
+def _widest_bits(subject: Subject) -> int:
+    weights = (
+        weight for name, weight in subject.plan.weights.items() if name.startswith("layers.") and weight.form_is_blocks
+    )
+    return max((weight.format.bits for weight in weights), default=32)
 
 
 def _minimum_soc(subject: Subject) -> Iterator[Finding]:

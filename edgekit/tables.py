@@ -80,9 +80,7 @@ class Binder:
     def bind(self, kind: type[T], values: Mapping[str, Any], at: str = "") -> T:
         """Make a `kind` of a table; `at` is its dotted key."""
         hints = _hints(typing.cast(Any, kind))
-        for key in values:
-            if key not in hints:
-                raise self._unknown(key, at, list(hints))
+        self.check_keys(kind, values, at)
         bound = {}
         for item in fields(kind):  # type: ignore[arg-type]
             where = _join(at, item.name)
@@ -94,6 +92,26 @@ class Binder:
             if "least" in item.metadata and bound[item.name] != item.default:
                 self._check_bounds(bound[item.name], where, item.metadata["least"], item.metadata["most"])
         return kind(**bound)
+
+    def check_keys(self, kind: Any, values: Mapping[str, Any], at: str = "", *, without: tuple[str, ...] = ()) -> None:
+        """Refuse keys that a `kind` does not have, or that it has `without` a file saying so; values are not looked at."""
+        hints = _hints(kind)
+        for key, value in values.items():
+            if key not in hints or key in without:
+                raise self._unknown(key, at, [name for name in hints if name not in without])
+            if isinstance(value, dict):
+                self._check_inner_keys(hints[key], value, _join(at, key))
+
+    def _check_inner_keys(self, kind: Any, table: Mapping[str, Any], at: str) -> None:
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if origin is types.UnionType:
+            self._check_inner_keys(next(item for item in arguments if item is not types.NoneType), table, at)
+        elif is_dataclass(kind):
+            self.check_keys(kind, table, at)
+        elif origin is Mapping:
+            for key, value in table.items():
+                if isinstance(value, dict):
+                    self._check_inner_keys(arguments[1], value, _join(at, key))
 
     def _value(self, kind: Any, value: Any, at: str) -> Any:
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)

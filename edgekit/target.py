@@ -42,7 +42,9 @@ Provider: TypeAlias = Literal["", "qnn", "openvino"]
 _DIRECTORY = Path(edgekit.targets.__file__).parent
 _FAMILIES = _DIRECTORY / "families"
 _HELP = "see targets/README.md"
-_SOURCE = re.compile(r"(published|measured|modelled|estimate), 20\d\d(-\d\d(-\d\d)?)?: \S.*")
+_SOURCE = re.compile(
+    r"(published|measured|modelled|estimate), 20[0-9]{2}(-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01]))?)?: \S.*"
+)
 _SYSTEM = re.compile(r"[A-Za-z][A-Za-z ]* [0-9]{1,4}(\.[0-9]{1,4})*")
 _SOURCED = ("memory", "cpu", "gpu", "npu", "packaging", "runtime")  # tables whose every value needs a source
 
@@ -185,7 +187,7 @@ def load_target(name: str | Path) -> Target:
     Raises:
         TargetError: No such profile, an unknown or missing key, a value of the wrong kind or unit, a figure with no source.
     """
-    path = Path(name) if Path(name).suffix == ".toml" else _built_in(str(name))
+    path = Path(name) if Path(name).suffix.lower() == ".toml" else _built_in(str(name))
     binder = Binder(path.name, TargetError, help=_HELP)
     target = binder.bind(Target, _read(path, binder) | {"id": path.stem})
     _check(target, binder)
@@ -213,6 +215,7 @@ def _read(path: Path, binder: Binder) -> dict[str, Any]:
     for table in ("sources", *_SOURCED):
         if not isinstance(values.get(table, {}), dict):
             raise binder.wrong(f"{table} is {values[table]!r}, expected a table")
+    binder.check_keys(Target, values, without=("id",))  # a key that is not known needs no source
     values["sources"] = _sources(values, binder)
     if "extends" not in values:
         return values

@@ -148,6 +148,33 @@ def test_own_file_extends_a_built_in_profile(tmp_path: Path) -> None:
     assert target.sources["memory.bandwidth_bytes_per_s"] == base.sources["memory.bandwidth_bytes_per_s"]
 
 
+@pytest.mark.parametrize(
+    ("table", "message", "hint"),
+    [
+        (
+            "memory.bandwidth_gb_per_s = 15",
+            "'memory.bandwidth_gb_per_s' is not known",
+            "write memory.bandwidth_bytes_per_s",
+        ),
+        ("runtime.onnx.spinnning = false", "'runtime.onnx.spinnning' is not known", "did you mean spinning?"),
+        ("npu.knid = 'hexagon'", "'npu.knid' is not known", "did you mean kind?"),
+        ("treads = 4", "'treads' is not known", "known: name, memory"),
+    ],
+)
+def test_key_that_is_not_known_is_not_asked_for_a_source(table: str, message: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=message) as caught:
+        load_target(written(tmp_path, f'extends = "raspberry-pi-5"\nname = "A box"\n{table}\n'))
+    assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("date", ["2026-13", "2026-00", "2026-11-32", "1999-01", "2026-1", "٢٠٢٦"])
+def test_source_with_no_date_of_the_calendar_is_refused(date: str, tmp_path: Path) -> None:
+    figure = f'memory.app_bytes = 1_000_000_000\nsources.memory = "measured, {date}: x"'
+    text = f'extends = "raspberry-pi-5"\nname = "A box"\n{figure}\n'
+    with pytest.raises(TargetError, match="the source of memory is"):
+        load_target(written(tmp_path, text))
+
+
 def test_unknown_target_suggests_the_nearest() -> None:
     with pytest.raises(TargetError, match="'rasberry-pi5' is not known") as caught:
         load_target("rasberry-pi5")
