@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -299,11 +299,18 @@ def _choose_context(
         notes.append(
             f"keys and values as {cache.value} instead of {caches[0].value}, so that they fit beside the weights"
         )
-    while not asked and not fitting and context > LEAST_CONTEXT and needed(context, cache) > frame.budget_bytes:
+    if asked or fitting:
+        return context, cache
+    shorter = next((length for length in _halved(frame, context) if needed(length, cache) <= frame.budget_bytes), None)
+    if shorter:
+        notes.append(f"context {shorter} instead of {default}, so that the cache fits beside the weights")
+    return shorter or context, cache
+
+
+def _halved(frame: _Frame, context: int) -> Iterator[int]:
+    while context // 2 >= LEAST_CONTEXT:
         context = frame.whole_steps(context // 2)
-    if context < (asked or default):
-        notes.append(f"context {context} instead of {default}, so that the cache fits beside the weights")
-    return context, cache
+        yield context
 
 
 def _check_context(frame: _Frame, asked: int, default: int) -> None:
