@@ -30,7 +30,7 @@ class Efficiency:
         caches: What keys and values may be kept as, the default first.
         whole_windows: The cache of a layer with a sliding window still holds the whole context.
         context_multiple: What a context must be a multiple of.
-        schemes: Recipes that the format's programs can be written with, the default first; empty: any.
+        schemes: Recipes that the format's programs can be written with, the finest first; empty: any.
         quantized_activations: Programs compute in whole numbers, as NPUs do: matrices of the layers are scaled by rows, and
             what the values between them range over is calibrated on texts that the model writes.
         unit: What computes.

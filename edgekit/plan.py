@@ -123,8 +123,10 @@ def make_plan(
     """
     outline = source if isinstance(source, Outline) else outline_of(source)
     notes = [*([outline.obstacle] if outline.obstacle else []), *outline.notes]
-    frame = _Frame(outline, target, _choose_format(target, format, notes), budget_bytes or target.memory.app_bytes)
-    scheme = _choose_scheme(frame, quant, notes)
+    asked = quant if isinstance(quant, QuantScheme) else load_scheme(quant) if quant != "auto" else None
+    chosen_format = _choose_format(outline, target, asked, format, notes)
+    frame = _Frame(outline, target, chosen_format, budget_bytes or target.memory.app_bytes)
+    scheme = asked or _automatic_scheme(frame, notes)
     if frame.efficiency.quantized_activations:
         scheme = _for_npu(scheme, notes)
     planned = plan_weights(outline, scheme)
@@ -202,17 +204,38 @@ class _Frame:
         return (asked,)
 
 
-def _choose_format(target: Target, asked: str | None, notes: list[str]) -> str:
+def _choose_format(
+    outline: Outline, target: Target, scheme: QuantScheme | None, asked: str | None, notes: list[str]
+) -> str:
+    """The asked format, or the first of the target's that is converted to and can have this model and scheme."""
     if asked:
         if asked not in CONVERTERS:
             raise UnsupportedError(f"format {asked!r} is not known", hint=f"known: {', '.join(CONVERTERS)}")
+        obstacle = _obstacle(asked, outline, scheme)
+        if obstacle:
+            raise UnsupportedError(f"{asked} {obstacle}", hint="leave --format out, or use --format onnx")
         return asked
-    for name in target.formats:
-        if name in CONVERTERS:
-            if name != target.formats[0]:
-                notes.append(f"{target.id} prefers {target.formats[0]}, which is not converted to yet: {name} instead")
-            return name
-    raise UnsupportedError(f"{target.id} takes {', '.join(target.formats)}", hint=f"known: {', '.join(CONVERTERS)}")
+    obstacles = {name: _obstacle(name, outline, scheme) for name in target.formats}
+    chosen = next((name for name, obstacle in obstacles.items() if not obstacle), None)
+    if chosen is None:
+        raise UnsupportedError(f"{target.id} takes {', '.join(target.formats)}", hint=f"known: {', '.join(CONVERTERS)}")
+    first = target.formats[0]
+    if chosen != first:
+        notes.append(f"{target.id} prefers {first}, which {obstacles[first]}: {chosen} instead")
+    return chosen
+
+
+def _obstacle(format: str, outline: Outline, scheme: QuantScheme | None) -> str:
+    """Why a format can't have this model with this scheme (None: one is still to be chosen); empty where it can."""
+    if format not in CONVERTERS:
+        return "is not converted to yet"
+    efficiency, anatomy = EFFICIENCY[format], outline.anatomy
+    if scheme and efficiency.schemes and scheme.name not in efficiency.schemes:
+        return f"is not written with {scheme.name} but {', '.join(efficiency.schemes)}"
+    other = {layer.kind for layer in anatomy.caches} - {"full", "sliding"}
+    if efficiency.unit == "npu" and (other or any(weight.kind == "experts" for weight in anatomy.weights.values())):
+        return "has neither experts nor recurrent or latent layers"
+    return ""
 
 
 def _check_expressible(frame: _Frame, context: int) -> None:
@@ -228,19 +251,6 @@ def _check_expressible(frame: _Frame, context: int) -> None:
         )
 
 
-def _choose_scheme(frame: _Frame, asked: str | QuantScheme, notes: list[str]) -> QuantScheme:
-    scheme = _asked_scheme(frame, asked, notes)
-    allowed = frame.efficiency.schemes
-    if not allowed or scheme.name in allowed:
-        return scheme
-    if asked == "auto":
-        notes.append(f"{frame.format} programs are not written with {scheme.name}: {allowed[0]} instead")
-        return RECIPES[allowed[0]]
-    raise UnsupportedError(
-        f"{frame.format} programs can't be written with {scheme.name}", hint=f"use {', '.join(allowed)}"
-    )
-
-
 def _for_npu(scheme: QuantScheme, notes: list[str]) -> QuantScheme:
     """The scheme with row-scaled layers; the embedding and the head, which the CPU computes, stay at 8 bits."""
     ends = RECIPES["int8"].format
@@ -249,19 +259,21 @@ def _for_npu(scheme: QuantScheme, notes: list[str]) -> QuantScheme:
     return replace(scheme, row_scaled=True, overrides=(*scheme.overrides, Override(("embedding", "head"), ends)))
 
 
-def _asked_scheme(frame: _Frame, asked: str | QuantScheme, notes: list[str]) -> QuantScheme:
-    if isinstance(asked, QuantScheme):
-        return asked
-    if asked != "auto":
-        return load_scheme(asked)
-    if frame.outline.quantized:
-        return RECIPES["keep"]
-    if frame.target.quant != "auto":
-        return load_scheme(frame.target.quant)
-    return _automatic_scheme(frame, notes)
-
-
 def _automatic_scheme(frame: _Frame, notes: list[str]) -> QuantScheme:
+    """Quantized checkpoints keep their blocks, profiles have a default, and else the rule of `auto` decides."""
+    if frame.outline.quantized:
+        scheme = RECIPES["keep"]
+    else:
+        scheme = _rule_of_auto(frame, notes) if frame.target.quant == "auto" else load_scheme(frame.target.quant)
+    allowed = frame.efficiency.schemes
+    if not allowed or scheme.name in allowed:
+        return scheme
+    smaller = allowed[0] if scheme.keep or scheme.format.bits >= 8 else allowed[-1]
+    notes.append(f"{frame.format} is not written with {scheme.name}: {smaller} instead")
+    return RECIPES[smaller]
+
+
+def _rule_of_auto(frame: _Frame, notes: list[str]) -> QuantScheme:
     scheme = RECIPES["int8"]
     planned = plan_weights(frame.outline, scheme)
     context, cache = _default_context(frame), frame.caches(scheme, None)[0]
