@@ -182,6 +182,8 @@ RECIPES: Mapping[str, QuantScheme] = {
         QuantScheme("fp32", WeightFormat(32)),
         QuantScheme("fp16", WeightFormat(16)),
         QuantScheme("int8", _INT8),
+        # At 8 bits most of the error is the inputs', which scaling makes even; zero points then buy little.
+        QuantScheme("int8-scaled", WeightFormat(8, 64), scaling="awq"),
         QuantScheme("keep", _INT8, keep=True),
         QuantScheme("int4", _INT4),
         QuantScheme("int4-block64", replace(_INT4, block_size=64)),

@@ -9,6 +9,7 @@ from math import prod
 from weakref import WeakKeyDictionary
 
 from edgekit.anatomy import WeightKind
+from edgekit.calibration_cost import calibration_cost
 from edgekit.outline import Outline
 from edgekit.quant import BLOCK_SIZES, QuantScheme, WeightFormat
 from edgekit.source import Tensor
@@ -136,7 +137,7 @@ def _plan_each(outline: Outline, scheme: QuantScheme) -> tuple[dict[str, WeightP
     notes = sorted(adjusted)
     if scheme.keep and outline.parts:
         notes.append(_what_is_kept(outline, weights))
-    if scheme.rounding == "gptq":
+    if scheme.rounding == "gptq" or scheme.scaling != "none":
         notes.append(_price_of_calibration(scheme, weights))
     return weights, tuple(notes)
 
@@ -194,12 +195,14 @@ def _layer(name: str) -> int | None:
 
 
 def _price_of_calibration(scheme: QuantScheme, weights: Mapping[str, WeightPlan]) -> str:
-    if not calibrated(scheme, weights):
-        return f"{scheme.name} asks for gptq rounding, but no weight is left to round by it"
-    return (
-        f"{scheme.name} rounds by texts that the model first writes: minutes for each billion parameters; "
-        "int4 takes seconds"
-    )
+    rounded = calibrated(scheme, weights)
+    learning = rounded | scaled(scheme, weights)
+    if not learning:
+        asked = "gptq rounding" if scheme.rounding == "gptq" else f"{scheme.scaling} scaling"
+        return f"{scheme.name} asks for {asked}, but no weight is left to round by it"
+    cost = calibration_cost({role: weight.shape for role, weight in weights.items()}, learning)
+    verb, quick = ("rounds", "int4") if rounded else ("scales", "int8")
+    return f"{scheme.name} {verb} by texts that the model first writes: {cost} here (modelled); {quick} takes seconds"
 
 
 def _row_scaled(form: WeightFormat, columns: int) -> WeightFormat:

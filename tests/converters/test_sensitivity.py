@@ -13,7 +13,7 @@ from edgekit.converters import sensitivity
 from edgekit.converters.calibrate import second_moments
 from edgekit.converters.gptq import make_guide, quantize_guided
 from edgekit.converters.quantize import dequantize, quantize
-from edgekit.converters.sensitivity import PROBE, PROBE_SKIPPED, Sensitivity, expected_errors, probe_layers
+from edgekit.converters.sensitivity import PROBE, PROBE_SKIPPED, UNSEEN, Sensitivity, expected_errors, probe_layers
 from edgekit.quant import WeightFormat
 from edgekit.source import Source, open_source, part_shapes
 
@@ -124,6 +124,7 @@ def test_expected_errors_are_those_of_rounding(form: WeightFormat, tiny_model: A
             stored = rounded(weights, form)
         change = (stored - weights).astype(np.float64)
         actual = float(np.einsum("ij,jk,ik->", change, moments, change))
+        found /= UNSEEN if rounding == "gptq" else 1
         assert abs(np.log(found / actual)) < tolerance  # errors of columns do correlate, in this sample of 64 rows
 
 
