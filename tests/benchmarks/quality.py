@@ -32,7 +32,7 @@ from convert import CommandError, add_common_arguments, folder_for, gguf_file, p
 from off_grid import make_off_grid
 from peers import Contender, Worker, WorkerError, take_turns
 from speed import MEASURES, make_prompt, measure, medians, resolve_all
-from texts import PROMPTS, Reference, Text, sampled_texts, write_logits
+from texts import PROMPTS, Reference, Text, sampled_texts, write_log_probabilities
 
 from edgekit.divergence import Divergence, Interval, log_probabilities
 from edgekit.plot import Point, scatter
@@ -44,7 +44,7 @@ BASES = ("onnxruntime-genai int4", "llama.cpp Q4_K_M")  # what EdgeKit's rows ar
 
 @dataclass(frozen=True, slots=True)
 class TextSet:
-    """Texts of one kind, and the files of the reference's logits."""
+    """Texts of one kind, and the files of the reference's log-probabilities."""
 
     name: str
     texts: list[Text]
@@ -65,7 +65,7 @@ def read_text_sets(source: Path, work: Path, folder: Path, arguments: argparse.N
     sets = []
     for number, (name, texts) in enumerate(found.items()):
         (folder / str(number)).mkdir()
-        sets.append(TextSet(name, texts, list(write_logits(reference, texts, folder / str(number)))))
+        sets.append(TextSet(name, texts, list(write_log_probabilities(reference, texts, folder / str(number)))))
     return sets
 
 
@@ -77,7 +77,7 @@ def compare(contender: Contender, sets: Sequence[TextSet], threads: int) -> tupl
             for text, path in zip(texts.texts, texts.expected, strict=True):
                 logits = worker.logits(text.tokens[:-1])[text.start - 1 :]
                 followers = np.asarray(text.tokens[text.start :])
-                found[texts.name].add(log_probabilities(np.load(path)), log_probabilities(logits), followers)
+                found[texts.name].add(np.load(path).astype(np.float64), log_probabilities(logits), followers)
         return contender.file_bytes or worker.weight_bytes(), found
 
 
@@ -100,21 +100,24 @@ def measure_speed(ready: Sequence[Contender], source: Path, arguments: argparse.
 
 def ratios(divergences: Mapping[str, dict[str, Divergence]], rows: Mapping[str, Row], main: str) -> list[Row]:
     """EdgeKit's rows beside those that it is held to: bytes, KL (of the same positions) and decode speed, divided."""
+    pairs = [(name, base) for base in BASES for name in divergences if name.startswith("edgekit")]
+    pairs.append((f"{GGUF_FILE}: edgekit keep", f"{GGUF_FILE}: llama.cpp"))
     found = []
-    for base in (name for name in BASES if name in divergences):
-        for name in (name for name in divergences if name.startswith("edgekit")):
-            ratio, interval = divergences[name][main].kl_ratio(divergences[base][main])
-            speeds = [rows[each].get(MEASURES[1], {}).get("median") for each in (name, base)]
-            found.append(
-                {
-                    "name": name,
-                    "base": base,
-                    "bytes": rows[name]["file_bytes"] / rows[base]["file_bytes"],
-                    "kl": ratio,
-                    "kl_interval": interval,
-                    "decode": speeds[0] / speeds[1] if all(speeds) else None,
-                }
-            )
+    for name, base in pairs:
+        if not {name, base} <= set(divergences):
+            continue
+        ratio, interval = divergences[name][main].kl_ratio(divergences[base][main])
+        speeds = [rows[each].get(MEASURES[1], {}).get("median") for each in (name, base)]
+        found.append(
+            {
+                "name": name,
+                "base": base,
+                "bytes": rows[name]["file_bytes"] / rows[base]["file_bytes"],
+                "kl": ratio,
+                "kl_interval": interval,
+                "decode": speeds[0] / speeds[1] if all(speeds) else None,
+            }
+        )
     return found
 
 
@@ -134,7 +137,7 @@ def measure_all(candidates: list[Candidate], sets: list[TextSet], source: Path, 
         rows[contender.name] = {"engine": contender.engine, "file_bytes": size, "texts": summary(found)}
         kl = rows[contender.name]["texts"][sets[0].name]["kl_mean"]
         print(f"{contender.name}: {size / 1e6:.1f} MB, mean KL {kl:.4f}", file=sys.stderr)
-    timed = [contender for contender in ready if contender.name in divergences]
+    timed = [one for one in ready if one.name in divergences and one.engine != "torchao"]  # it dequantizes at each step
     for name, speed in measure_speed(timed, source, arguments).items():
         rows[name] |= speed
     ordered = {candidate.name: rows[candidate.name] for candidate in candidates}

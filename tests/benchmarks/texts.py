@@ -16,6 +16,8 @@ import numpy as np
 from convert import CommandError
 from engines import Logits
 
+from edgekit.divergence import log_probabilities
+
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
@@ -156,9 +158,10 @@ def sampled_texts(reference: Reference, name: str, cache: Path, positions: int, 
     return [Text(tokens, start) for tokens, start in json.loads(file.read_text())]
 
 
-def write_logits(reference: Reference, texts: Sequence[Text], folder: Path) -> Iterator[Path]:
-    """Write the reference's logits of each text to a file: together they can be larger than the memory."""
+def write_log_probabilities(reference: Reference, texts: Sequence[Text], folder: Path) -> Iterator[Path]:
+    """Write the reference's log-probabilities of each text to a file, float32: together they can be larger than the memory."""
     for number, text in enumerate(texts):
         path = folder / f"{number}.npy"
-        np.save(path, reference.logits(text.tokens[:-1])[text.start - 1 :])
+        found = log_probabilities(reference.logits(text.tokens[:-1])[text.start - 1 :])
+        np.save(path, found.astype(np.float32))
         yield path
