@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from edgekit.config import ModelConfig
 from edgekit.plan import WeightPlan
 
+from .layer_weights import ResidualBasis
 from .onnx_decoder import FIRST_POSITION, INPUTS, ROPE_LENGTH, DecoderEmitter, EmittedDecoder
 from .onnx_graph import GraphBuilder
 from .qdq_graph import Encoding
@@ -41,6 +43,7 @@ def emit_ends(
     config: ModelConfig,
     weights: Mapping[str, WeightPlan],
     encodings: Mapping[str, Encoding],
+    basis: ResidualBasis | None,
     *,
     context: int,
     chunk: int,
@@ -51,6 +54,7 @@ def emit_ends(
 
     Args:
         encodings: Those of the graphs between, by range.
+        basis: That of the residual stream between; None for the model's own.
         context: Tokens that the cache holds.
         chunk: Most tokens that are taken at a time.
         accuracy_level: Of MatMulNBits.
@@ -61,18 +65,21 @@ def emit_ends(
 
     first = emitter()
     first.graph.input(INPUTS["tokens"], TensorProto.INT64, [1, "new"])
-    _FirstEnd(config, first.graph, encodings, context, chunk).emit(first.embed())
+    hidden = first.graph.op("Reshape", [first.embed(), _hidden_shape(first)], "embedded_rows")
+    if basis:
+        hidden = _enter(first.graph, hidden, basis)
+    _FirstEnd(config, first.graph, encodings, context, chunk).emit(hidden)
     last = emitter()
     # The same file: what is in it already keeps its place, and the head's arrays come behind it.
     last.graph.data_bytes = first.graph.data_bytes
     if config.tied_embeddings:
         last.share("embedding", first.emitted.weights["embedding"])
-    _emit_last(last, encodings[RESIDUAL_RANGE.format(len(config.layers) - 1)])
+    _emit_last(last, encodings[RESIDUAL_RANGE.format(len(config.layers) - 1)], basis)
     weights_of_both = first.emitted.weights | last.emitted.weights
     return EmittedEnds(first.graph, last.graph, EmittedDecoder(last.graph, weights_of_both))
 
 
-def _emit_last(emitter: DecoderEmitter, encoding: Encoding) -> None:
+def _emit_last(emitter: DecoderEmitter, encoding: Encoding, basis: ResidualBasis | None) -> None:
     graph, config = emitter.graph, emitter.config
     graph.input(RESIDUAL, TensorProto.UINT16, ["new", config.hidden_size])
     graph.input(INPUTS["logits_start"], TensorProto.INT64, [1])
@@ -82,8 +89,34 @@ def _emit_last(emitter: DecoderEmitter, encoding: Encoding) -> None:
     scale = graph.constant("residual.scale", np.array(encoding.scale, np.float32))
     zero = graph.constant("residual.zero_point", np.array(encoding.zero_point, encoding.dtype))
     hidden = graph.op("DequantizeLinear", [rows, scale, zero], "last_hidden")
+    if basis:
+        hidden = _leave(graph, hidden, basis)
     hidden = graph.op("Unsqueeze", [hidden, "axis_0"], "hidden")
     emitter.logits(emitter.norm(hidden, "final_norm"))
+
+
+def _hidden_shape(emitter: DecoderEmitter) -> str:
+    return emitter.graph.constant("hidden_shape", np.array([-1, emitter.config.hidden_size], np.int64))
+
+
+def _enter(graph: GraphBuilder, rows: str, basis: ResidualBasis) -> str:
+    """Rows [.., hidden] in the basis; see `ResidualBasis.enter`."""
+    signed = graph.op("Mul", [rows, graph.constant("signs", basis.signs)], f"{rows}.signed")
+    return _turned(graph, signed, basis.butterfly, basis.waves)
+
+
+def _leave(graph: GraphBuilder, rows: str, basis: ResidualBasis) -> str:
+    turned = _turned(graph, rows, basis.butterfly.T, basis.waves.T)
+    return graph.op("Mul", [turned, graph.constant("signs", basis.signs)], f"{rows}.signed")
+
+
+def _turned(graph: GraphBuilder, rows: str, left: NDArray[np.float32], right: NDArray[np.float32]) -> str:
+    sizes = {"blocks": [-1, len(left), len(right)], "rows": [-1, len(left) * len(right)]}
+    shapes = {name: graph.constant(f"shape_of_{name}", np.array(size, np.int64)) for name, size in sizes.items()}
+    blocks = graph.op("Reshape", [rows, shapes["blocks"]], f"{rows}.blocks")
+    mixed = graph.op("MatMul", [graph.constant("butterfly", np.ascontiguousarray(left)), blocks], f"{rows}.mixed")
+    waved = graph.op("MatMul", [mixed, graph.constant("waves", np.ascontiguousarray(right))], f"{rows}.waved")
+    return graph.op("Reshape", [waved, shapes["rows"]], f"{rows}.turned")
 
 
 class _FirstEnd:
@@ -96,10 +129,8 @@ class _FirstEnd:
         # What fills up a chunk lies past the last position.
         self.positions = (config.positions(context) or context) + chunk
 
-    def emit(self, embedded: str) -> None:
-        shape = self.graph.constant("hidden_shape", np.array([-1, self.config.hidden_size], np.int64))
-        rows = self.graph.op("Reshape", [embedded, shape], "embedded_rows")
-        self._quantize(rows, HIDDEN, self.encodings[HIDDEN])
+    def emit(self, hidden: str) -> None:
+        self._quantize(hidden, HIDDEN, self.encodings[HIDDEN])
         self.graph.output(HIDDEN, TensorProto.UINT16, ["new", self.config.hidden_size])
         self._place()
         self._rotations()

@@ -15,22 +15,18 @@ from onnx import TensorProto
 
 from edgekit.calibration import THREADS
 from edgekit.config import ModelConfig
-from edgekit.plan import WeightPlan
 from edgekit.progress import Progress, ProgressFn
-from edgekit.quant import WeightFormat
 from edgekit.source import Source, part_shapes
 from edgekit.staging import working_directory, writable
 
 from .layer_run import embed_tokens, told_as_conversion_errors
-from .onnx_decoder import EmittedDecoder
-from .onnx_weights import WeightRegions
+from .layer_weights import LayerWeights
 from .qdq_graph import Encoding, FloatCanvas
 from .qdq_layers import (
     HIDDEN,
     MASK_RANGE,
     PROBABILITIES,
     LayerEmitter,
-    ReadVector,
     StaticSize,
     cosine_name,
     distinct_ropes,
@@ -39,7 +35,7 @@ from .qdq_layers import (
     sine_name,
 )
 from .rope import rope_tables
-from .weight_writer import write_weights
+from .weight_writer import open_region_file
 
 __all__ = ["calibrated_encodings"]
 
@@ -57,7 +53,7 @@ Bounds = dict[str, tuple[float, float]]
 def calibrated_encodings(
     source: Source,
     texts: Sequence[Sequence[int]],
-    read_vector: ReadVector,
+    weights: LayerWeights,
     place: Path,
     *,
     on_progress: ProgressFn | None = None,
@@ -66,37 +62,36 @@ def calibrated_encodings(
 
     Args:
         texts: Token ids to calibrate on.
-        read_vector: The numbers of a norm or a bias.
+        weights: The layers'.
         place: Where a layer's float32 weights may lie for a while.
     """
     config = source.config
     bounds: Bounds = {}
     states = [embed_tokens(source.parts["embedding"], np.asarray(text, np.int64), config) for text in texts]
+    if weights.basis:
+        states = [weights.basis.enter(state) for state in states]
     _widen(bounds, HIDDEN, states)
     for index in range(len(config.layers)):
         with working_directory(writable(place)) as folder:
-            states = _run_layer(source, index, states, read_vector, folder, bounds)
+            states = _run_layer(source, index, states, weights, folder, bounds)
         if on_progress:
             on_progress(Progress("calibrate", index + 1, len(config.layers), "layers"))
     return _encodings(config, bounds)
 
 
 def _run_layer(
-    source: Source, index: int, states: list[Floats], read_vector: ReadVector, folder: Path, bounds: Bounds
+    source: Source, index: int, states: list[Floats], weights: LayerWeights, folder: Path, bounds: Bounds
 ) -> list[Floats]:
     """The hidden states after a layer; `bounds` grow by those of its values."""
     config = source.config
-    shapes = part_shapes(config)
-    canvas = FloatCanvas(_DATA, shapes)
-    output = LayerEmitter(config, canvas, StaticSize("new", 0), read_vector).emit([index])
+    canvas = FloatCanvas(_DATA, part_shapes(config))
+    output = LayerEmitter(config, canvas, StaticSize("new", 0), weights.vector).emit([index])
     names = [value for value in canvas.range_of if value not in {item.name for item in canvas.builder.inputs}]
     for name in names:
         canvas.builder.output(name, TensorProto.FLOAT, None)
-    plans = {role: WeightPlan(shapes[role], WeightFormat(32)) for role in canvas.roles}
-    regions: dict[str, tuple[WeightRegions, ...]] = {
-        role: (WeightRegions(region),) for role, region in canvas.roles.items()
-    }
-    write_weights(folder / _DATA, EmittedDecoder(canvas.builder, regions), config, plans, source.parts)
+    with open_region_file(folder / _DATA, canvas.builder.data_bytes) as file:
+        for role, region in canvas.roles.items():
+            file.write_rows(region, 0, weights.matrix(role))
     program = folder / "layer.onnx"
     program.write_bytes(canvas.builder.model(config.model_type).SerializeToString(deterministic=True))
     options = ort.SessionOptions()

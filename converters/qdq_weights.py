@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -16,10 +16,11 @@ from edgekit.progress import Progress, ProgressFn
 from edgekit.quant import WeightFormat
 from edgekit.source import Tensor
 
+from .layer_weights import LayerWeights
 from .packing import pack
 from .qdq_graph import MatrixRegions
 from .row_scales import ScaledRows, quantize_rows
-from .weight_writer import CHUNK_ELEMENTS, MOST_THREADS, RegionFile, open_region_file, read_floats
+from .weight_writer import CHUNK_ELEMENTS, MOST_THREADS, RegionFile, open_region_file
 
 __all__ = ["write_matrices"]
 
@@ -29,10 +30,11 @@ def write_matrices(
     size_bytes: int,
     matrices: Sequence[MatrixRegions],
     parts: Mapping[str, tuple[Tensor, ...]],
+    weights: LayerWeights,
     *,
     on_progress: ProgressFn | None = None,
 ) -> tuple[TensorReport, ...]:
-    """Fill the file. A few whole roles are in memory at a time, quantized, since they are written transposed.
+    """Fill the file. A few whole roles are in memory at a time, since they are written transposed.
 
     Raises:
         SourceError: A weight is not a finite number.
@@ -41,7 +43,7 @@ def write_matrices(
     roles = [list(group) for _, group in groupby(matrices, key=lambda regions: regions.matrix.role)]
     reports = []
     with open_region_file(path, size_bytes) as file, ThreadPoolExecutor(_threads()) as pool:
-        waiting = [pool.submit(_write_role, file, group, parts[group[0].matrix.role]) for group in roles]
+        waiting = [pool.submit(_write_role, file, group, parts[group[0].matrix.role], weights) for group in roles]
         try:
             for number, future in enumerate(waiting):
                 reports.append(future.result())
@@ -56,9 +58,14 @@ def _threads() -> int:
     return min(os.cpu_count() or 1, MOST_THREADS)
 
 
-def _write_role(file: RegionFile, group: Sequence[MatrixRegions], tensors: tuple[Tensor, ...]) -> TensorReport:
+def _write_role(
+    file: RegionFile, group: Sequence[MatrixRegions], tensors: tuple[Tensor, ...], weights: LayerWeights
+) -> TensorReport:
     form = group[0].format
-    rows = _joined([quantize_rows(floats, form) for floats in _floats(tensors)])
+    floats = weights.matrix(group[0].matrix.role)
+    step = max(CHUNK_ELEMENTS // floats.shape[1], 1)
+    rows = _joined([quantize_rows(floats[start : start + step], form) for start in range(0, len(floats), step)])
+    del floats
     for regions in group:
         matrix = regions.matrix
         part = slice(matrix.first_row, matrix.first_row + matrix.rows)
@@ -67,13 +74,6 @@ def _write_role(file: RegionFile, group: Sequence[MatrixRegions], tensors: tuple
         if regions.block_scales and rows.block_scales is not None:
             file.write_rows(regions.block_scales, 0, np.ascontiguousarray(rows.block_scales[part].T))
     return _report(group, form, rows, tensors)
-
-
-def _floats(tensors: tuple[Tensor, ...]) -> Iterator[NDArray[np.float32]]:
-    for tensor in tensors:
-        step = max(CHUNK_ELEMENTS // tensor.shape[1], 1)
-        for start in range(0, tensor.shape[0], step):
-            yield read_floats(tensor, start, min(start + step, tensor.shape[0]))
 
 
 def _joined(chunks: Sequence[ScaledRows]) -> ScaledRows:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from edgekit.config import ModelConfig
 from edgekit.errors import ConversionError
@@ -20,13 +18,14 @@ from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
 from edgekit.source import Source
 
+from .layer_weights import LayerWeights
 from .onnx_decoder import FIRST_POSITION, INPUTS, OUTPUTS, ROPE_LENGTH
 from .qdq_ends import PAST_LENGTH, RESIDUAL, emit_ends
 from .qdq_graph import Encoding, QdqCanvas
-from .qdq_layers import PAST_KEY, PAST_VALUE, PRESENT_KEY, PRESENT_VALUE, LayerEmitter, ReadVector, StaticSize
+from .qdq_layers import PAST_KEY, PAST_VALUE, PRESENT_KEY, PRESENT_VALUE, LayerEmitter, StaticSize
 from .qdq_ranges import calibrated_encodings
 from .qdq_weights import write_matrices
-from .weight_writer import read_floats, write_weights
+from .weight_writer import write_weights
 
 __all__ = ["CHUNK", "export"]
 
@@ -59,17 +58,17 @@ def export(
         )
     folder = directory / FOLDER
     folder.mkdir(parents=True)
-    read_vector = _vectors_of(source)
-    encodings = calibrated_encodings(source, texts, read_vector, directory.parent, on_progress=on_progress)
+    weights = LayerWeights(source)
+    encodings = calibrated_encodings(source, texts, weights, directory.parent, on_progress=on_progress)
     chunk = min(CHUNK, plan.context)
     for name, new in (("prefill", chunk), ("decode", 1)):
-        canvas = _draw_layers(config, plan, encodings, new, read_vector)
+        canvas = _draw_layers(config, plan, encodings, new, weights)
         _save(canvas.builder.model(f"{config.model_type}_{name}"), folder / f"{name}.onnx")
     matrices = write_matrices(
-        folder / LAYERS, canvas.builder.data_bytes, canvas.matrices, source.parts, on_progress=on_progress
+        folder / LAYERS, canvas.builder.data_bytes, canvas.matrices, source.parts, weights, on_progress=on_progress
     )
     ends = emit_ends(
-        config, plan.weights, encodings,
+        config, plan.weights, encodings, weights.basis,
         context=plan.context, chunk=chunk, accuracy_level=plan.accuracy_level, data_file=ENDS,
     )  # fmt: skip
     rest = write_weights(folder / ENDS, ends.weights, config, plan.weights, source.parts, on_progress=on_progress)
@@ -78,22 +77,12 @@ def export(
     return _graph(config, plan, chunk, (*rest, *matrices))
 
 
-def _vectors_of(source: Source) -> ReadVector:
-    """Reads the numbers of a norm or a bias as the model uses them."""
-
-    def read(role: str) -> NDArray[np.float32]:
-        numbers = np.concatenate([read_floats(tensor, 0, tensor.shape[0]) for tensor in source.parts[role]])
-        return numbers + np.float32(source.config.norm_offset) if role.endswith("_norm") else numbers
-
-    return read
-
-
 def _draw_layers(
-    config: ModelConfig, plan: Plan, encodings: Mapping[str, Encoding], new: int, read_vector: ReadVector
+    config: ModelConfig, plan: Plan, encodings: Mapping[str, Encoding], new: int, weights: LayerWeights
 ) -> QdqCanvas:
     formats = {role: weight.format for role, weight in plan.weights.items()}
     canvas = QdqCanvas(LAYERS, encodings, formats)
-    emitter = LayerEmitter(config, canvas, StaticSize(new, plan.context), read_vector)
+    emitter = LayerEmitter(config, canvas, StaticSize(new, plan.context), weights.vector)
     residual = emitter.emit(range(len(config.layers)))
     canvas.output(canvas.move("Identity", [residual], RESIDUAL), [new, config.hidden_size])
     return canvas
