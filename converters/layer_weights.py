@@ -36,24 +36,22 @@ class ResidualBasis:
 
     def __init__(self, size: int) -> None:
         count = math.gcd(size, LARGEST_BUTTERFLY)
-        self.signs: Floats = np.random.default_rng(SEED).choice(np.array([-1, 1], np.float32), size)
-        butterfly = np.ones((1, 1))
+        self.signs: Floats = np.asarray(np.random.default_rng(SEED).choice([-1, 1], size), np.float32)
+        butterfly: NDArray[np.float64] = np.ones((1, 1))
         while len(butterfly) < count:
             butterfly = np.block([[butterfly, butterfly], [butterfly, -butterfly]]) / math.sqrt(2)
-        self.butterfly: Floats = butterfly.astype(np.float32)
-        self.waves: Floats = _cosine_transform(size // count)
+        self.butterfly: Floats = np.asarray(butterfly, np.float32)
+        self.waves = _cosine_transform(size // count)
 
     def enter(self, rows: Floats) -> Floats:
         """Rows of the model's own basis, float32 [rows, size], in this one."""
         blocks = (rows * self.signs).reshape(len(rows), len(self.butterfly), -1)
-        turned: Floats = (self.butterfly @ blocks @ self.waves).reshape(rows.shape)
-        return turned
+        return np.asarray(self.butterfly @ blocks @ self.waves, np.float32).reshape(rows.shape)
 
     def leave(self, rows: Floats) -> Floats:
         """Undo `enter`."""
         blocks = rows.reshape(len(rows), len(self.butterfly), -1)
-        turned: Floats = (self.butterfly.T @ blocks @ self.waves.T).reshape(rows.shape) * self.signs
-        return turned
+        return np.asarray(self.butterfly.T @ blocks @ self.waves.T, np.float32).reshape(rows.shape) * self.signs
 
 
 class LayerWeights:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -15,7 +15,7 @@ from edgekit.companion import companion
 from edgekit.divergence import Figures
 from edgekit.errors import BundleError, ConversionError, GenerationError, SourceError
 from edgekit.goldens import Goldens, make_goldens, read_goldens, written_goldens
-from edgekit.graph import TensorReport
+from edgekit.graph import Graph
 from edgekit.own_text import read_windows
 from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
@@ -31,6 +31,7 @@ __all__ = ["kl_bound", "oversize", "top1_bound", "verify_bundle", "verify_progra
 
 # Mean KL against full precision that a scheme may cost, in nats. 4 bits hurt small models more.
 BOUND_8_BITS = 0.02
+BOUND_8_BIT_NPU = 0.1  # its activations are whole numbers too, keys and values of 8 bits
 BOUND_4_BITS_SMALL, BOUND_4_BITS = 0.6, 0.2
 SMALL_PARAMETERS = 1_000_000_000
 # A model whose best token is another one at every second position writes other texts. A reference that is never sure has many
@@ -52,11 +53,11 @@ _ROW_KEYS = (
 _FLOAT_BYTES = {"F64": 8, "F32": 4}  # all else, quantized checkpoints too, came from 16 bits
 
 
-def kl_bound(weights: Iterable[TensorReport], parameters: int) -> float:
-    """The mean KL that weights stored so must not exceed: by the fewest bits that any was rounded to."""
-    rounded = [report.bits for report in weights if report.block_size and report.relative_error]
+def kl_bound(graph: Graph, parameters: int) -> float:
+    """The mean KL that a program must not exceed: by the fewest bits that any of its weights was rounded to."""
+    rounded = [report.bits for report in graph.weights if report.block_size and report.relative_error]
     if min(rounded, default=32) > 4:
-        return BOUND_8_BITS
+        return BOUND_8_BIT_NPU if graph.chunk else BOUND_8_BITS
     return BOUND_4_BITS_SMALL if parameters < SMALL_PARAMETERS else BOUND_4_BITS
 
 
@@ -120,7 +121,7 @@ def _quality_card(
             figures, goldens = compare(model, reference, goldens, on_progress=on_progress)
     except (BundleError, ConversionError, OSError) as error:  # no room for the reference, as a rule
         return card | {"status": "not-compared", "reason": f"the reference could not be run: {error}"}, goldens
-    bound = kl_bound(unfinished.program().graph.weights, source.parameters)
+    bound = kl_bound(unfinished.program().graph, source.parameters)
     card |= figures.to_json() | {"reference": "float32 program of the same source", "kl_bound": bound}
     card |= {"top1_bound": top1_bound(figures)}
     failure = _failure(figures, bound)
@@ -199,7 +200,7 @@ def _verified(measured: _Measured, program: Program, model: LoadedModel) -> dict
     if figures is None:
         return found | {"status": "ok", "reason": program.quality.get("reason")}
     found |= figures.to_json() | {"text": own_text}
-    failure = _failure(figures, kl_bound(program.graph.weights, bundle.manifest.model.get("parameters") or 0))
+    failure = _failure(figures, kl_bound(program.graph, bundle.manifest.model.get("parameters") or 0))
     return found | {"status": "failed" if failure else "ok", "reason": failure}
 
 

@@ -90,4 +90,4 @@ def test_bound_of_an_unverified_bundle_is_that_of_its_bits(tiny_model: Any, tmp_
         made = edgekit.convert(
             tiny_model("llama"), target="raspberry-pi-5", quant=quant, out=tmp_path / quant, verify=False
         )
-        assert kl_bound(made.manifest.programs[0].graph.weights, made.manifest.model["parameters"]) == bound
+        assert kl_bound(made.manifest.programs[0].graph, made.manifest.model["parameters"]) == bound
