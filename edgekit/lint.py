@@ -221,8 +221,13 @@ def _npu_dtypes(subject: Subject) -> Iterator[Finding]:
     if npu is None or subject.plan.format not in NPU_FORMATS:
         return
     kinds = {2: "int2", 4: "int4", 8: "int8", 16: "fp16", 32: "fp32"}
-    layers = {name: weight for name, weight in subject.plan.weights.items() if name.startswith("layers.")}
-    used = {kinds[weight.format.bits] for weight in layers.values() if len(weight.shape) > 1}
+    matrices = {
+        name for name, weight in subject.outline.anatomy.weights.items() if weight.role
+    }  # others stay in floats
+    layers = (
+        weight for name, weight in subject.plan.weights.items() if name.startswith("layers.") and name in matrices
+    )
+    used = {kinds[weight.format.bits] for weight in layers}
     missing = sorted(used - set(npu.dtypes))
     if missing:
         yield Finding(

@@ -203,6 +203,8 @@ def test_experts_and_recurrences_are_not_for_an_npu(tmp_path: Path) -> None:
     experts = of_config(tmp_path, **MIXTRAL)
     assert "picks experts" in found(experts, SNAPDRAGON, program="onnx-qdq")["npu-operators"].message
     assert "npu-operators" not in found(experts, LINUX)
+    # The router stays in floats, whatever --quant says.
+    assert "npu-dtypes" not in found(experts, SNAPDRAGON, program="onnx-qdq", quant="int8")
     lfm = {
         "model_type": "lfm2",
         "vocab_size": 1000,
