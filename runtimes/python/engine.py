@@ -82,7 +82,7 @@ def load_model(
     more = {"context": program.context, "options": options}
     choice, backend = _open_backend(partial(backend_class, bundle.directory, program.graph, **more), choice, final)
     release_free_memory()
-    release_mapped_pages()
+    release_mapped_pages(bundle.directory / name for name in program.graph.files)
     return LoadedModel(bundle, program, backend, tokenizer, choice, started, session_cache_bytes)
 
 

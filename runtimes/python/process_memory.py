@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,27 +71,30 @@ def release_free_memory() -> None:
         ctypes.CDLL(None).malloc_zone_pressure_relief(None, ctypes.c_size_t(0))
 
 
-def release_mapped_pages() -> None:
+def release_mapped_pages(weights: Iterable[Path] = ()) -> None:
     """Let go of pages of files that are mapped and unchanged, as the system does when memory is short.
 
     Loading reads every weight, and code that is not needed again; what is needed is mapped again when it is touched.
+
+    Args:
+        weights: Files that nobody writes to, though ONNX Runtime maps them as if.
     """
     if sys.platform != "linux":
         return
     advise = ctypes.CDLL(None, use_errno=True).madvise
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for first, end in _unchanged_mappings():
+    for first, end in _unchanged_mappings({str(path.resolve()) for path in weights}):
         advise(first, end - first, _MADV_DONTNEED)
 
 
-def _unchanged_mappings() -> list[tuple[int, int]]:
-    """Addresses of the mappings of files that nothing was, or can be, written to."""
+def _unchanged_mappings(weights: Collection[str]) -> list[tuple[int, int]]:
+    """Addresses of the mappings of files that nothing was written to, nor is while we look."""
     found, addresses = [], ""
     for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         fields = line.split(maxsplit=5)
         if not fields[0].endswith(":"):  # the head of a mapping: addresses, rights, offset, device, inode, path
-            is_read_only_file = "w" not in fields[1] and fields[-1].startswith("/")
-            addresses = fields[0] if is_read_only_file else ""
+            is_read_only = fields[-1] in weights or ("w" not in fields[1] and fields[-1].startswith("/"))
+            addresses = fields[0] if is_read_only else ""
         elif addresses and fields[0] == "Anonymous:" and fields[1] == "0":
             first, end = (int(address, 16) for address in addresses.split("-"))
             found.append((first, end))

@@ -90,7 +90,7 @@ def measure(bundle: str, threads: int, rounds: int) -> Measured:
         model.generate("hello", max_tokens=16, raw=True)
         decoder = model.backend.decoder()
         _fill(decoder, model.program.graph.cache, model.context - CHUNK - STEPS)
-        tokens = np.ones(CHUNK, np.int64)
+        tokens = np.random.default_rng(0).integers(0, model.vocab_size, CHUNK)  # each has another row of the embedding
         decoder.forward(tokens, rows=1, rope_length=model.context)
         for _ in range(STEPS):
             decoder.forward(tokens[:1], rows=1, rope_length=model.context)
@@ -229,8 +229,8 @@ def main() -> int:
             if arguments.only in name:
                 print(name, file=sys.stderr)
                 rows.append(run_point(point, work, arguments))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+                if arguments.json:  # so far: an interrupted run is not lost
+                    arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return 0 if show(rows) else 1
 
 
