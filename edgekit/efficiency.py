@@ -6,7 +6,7 @@ Fitted by tests/benchmarks/plan_accuracy.py against measured peak memory and dec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from edgekit.quant import CacheFormat
@@ -23,9 +23,12 @@ class Efficiency:
         cache_bandwidth: The same for keys and values.
         layer_s: Time of a layer's small operators for one token, on any device.
         prefill_compute: Share of the int8 peak that prefill reaches.
-        runtime_bytes: Interpreter, runtime and tokenizer.
-        packed: By the bits of a stored weight, bytes of the kernel's own copy for each stored byte, where the runtime
-            option `prepacking` is on.
+        runtime_bytes: Interpreter and runtime, ready to run.
+        token_bytes: Of the tokenizer, for each token of the vocabulary.
+        packed_block_bytes: What the kernels' own layout adds to each quantized block, where the runtime option `prepacking`
+            is on: it replaces what is stored, but for the scales, which it has besides.
+        looked_up_bytes: Of the mapped file, what looking up one token's row of the embedding makes resident.
+        loading_bytes: What loading needs, and gives back, besides the largest matrix in both layouts.
         prefill_chunk: Most tokens that are computed at once.
         caches: What keys and values may be kept as, the default first.
         whole_windows: The cache of a layer with a sliding window still holds the whole context.
@@ -43,7 +46,10 @@ class Efficiency:
     runtime_bytes: int
     prefill_chunk: int
     caches: tuple[CacheFormat, ...]
-    packed: Mapping[int, float] = field(default_factory=dict)
+    token_bytes: int = 0
+    packed_block_bytes: float = 0.0
+    looked_up_bytes: int = 0
+    loading_bytes: int = 0
     whole_windows: bool = True
     context_multiple: int = 1
     schemes: tuple[str, ...] = ()
@@ -53,11 +59,15 @@ class Efficiency:
 
 EFFICIENCY: Mapping[str, Efficiency] = {
     "onnx": Efficiency(
-        weight_bandwidth={2: 0.4, 4: 0.4, 8: 0.4, 16: 0.4, 32: 0.4},
-        cache_bandwidth=0.4,
-        layer_s=0.0,
+        weight_bandwidth={2: 0.75, 4: 0.75, 8: 0.85, 16: 0.85, 32: 0.85},
+        cache_bandwidth=0.85,
+        layer_s=15e-6,
         prefill_compute=0.25,
-        runtime_bytes=80_000_000,
+        runtime_bytes=65_000_000,
+        token_bytes=285,
+        packed_block_bytes=7.5,  # a float32 sum and scale of the block, less what a zero point took
+        looked_up_bytes=65_536,  # Linux maps so much around a page that is touched
+        loading_bytes=20_000_000,
         prefill_chunk=128,  # edgekit.runtimes.sequence.PREFILL_CHUNK
         caches=(CacheFormat.FLOAT32,),
     ),

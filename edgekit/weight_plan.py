@@ -66,6 +66,19 @@ class WeightGroup:
     size_bytes: int
     multiplied: int
 
+    @property
+    def blocks(self) -> int:
+        """Quantized blocks; none of floats."""
+        if self.format.is_float:
+            return 0
+        eight = self.format.size_bytes(1, 8 * self.format.block_size)  # whose zero points fill whole bytes
+        return 8 * self.size_bytes // eight
+
+    @property
+    def is_looked_up(self) -> bool:
+        """True for an embedding that is not the head too: only some of its rows are ever read."""
+        return self.kind == "embedding" and self.active < 1
+
 
 @dataclass(frozen=True, slots=True)
 class WeightsPlan:

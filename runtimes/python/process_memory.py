@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["MemoryUse", "memory_use", "peak_rss_bytes", "release_free_memory", "release_mapped_pages"]
 
-_MADV_DONTNEED = 4  # Linux
+_MADV_DONTNEED, _MADV_NOHUGEPAGE = 4, 15  # Linux
 _MACH_TASK_BASIC_INFO = 20  # Darwin
 
 
@@ -84,6 +84,7 @@ def release_mapped_pages(weights: Iterable[Path] = ()) -> None:
     advise = ctypes.CDLL(None, use_errno=True).madvise
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for first, end in _unchanged_mappings({str(path.resolve()) for path in weights}):
+        advise(first, end - first, _MADV_NOHUGEPAGE)  # else one row of an embedding brings 2 MB
         advise(first, end - first, _MADV_DONTNEED)
 
 
