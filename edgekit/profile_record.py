@@ -210,7 +210,7 @@ def read_profile(path: Path) -> Profile:
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise SourceError(f"{path} is too large to be a profile", hint=help_)
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes())  # UTF-8, or UTF-16 as Windows PowerShell's > writes it
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}", hint=help_) from error
     except (ValueError, RecursionError) as error:

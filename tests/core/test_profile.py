@@ -1,4 +1,4 @@
-"""Profiles that were recorded: read back, compared, and shown. What a profile measures is tested in tests/e2e/test_profile.py."""
+"""Profiles that were recorded: read back, compared, and shown. What a profile measures is tested in tests/cli/test_profile.py."""
 
 from __future__ import annotations
 
@@ -201,6 +201,8 @@ def test_intervals_turn_over_with_the_sides(first: list[float], second: list[flo
 def test_json_reads_back_as_it_was(tmp_path: Path) -> None:
     path, profile = tmp_path / "a.json", make_profile(1)
     path.write_text(json.dumps(profile.to_json()), encoding="utf-8")
+    assert read_profile(path) == profile
+    path.write_text(json.dumps(profile.to_json()), encoding="utf-16")  # as Windows PowerShell redirects output
     assert read_profile(path) == profile
     bare = replace(profile, sustained=None, plan=None)
     path.write_text(json.dumps(bare.to_json()), encoding="utf-8")
