@@ -286,6 +286,7 @@ def _program_from(fields: _Fields) -> Program:
         positions=fields.size("positions") if "positions" in fields.values else 0,
         chunk=fields.size("chunk") if "chunk" in fields.values else 0,
         npu=fields.texts("npu") if "npu" in fields.values else {},
+        contexts=fields.listed("contexts", str) if "contexts" in fields.values else (),
     )
     context = fields.size("context")
     if not graph.files or not context or graph.cache.dtype not in {"float32", "float16", "uint8"}:

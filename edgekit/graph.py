@@ -84,6 +84,8 @@ class Graph:
             has four graphs, the first of `files`: `embedding` and `head` for the CPU, which take any number of tokens, and
             between them `prefill` and `decode` for the NPU, whose cache holds exactly the context.
         npu: What the NPU's tools must be told of the chip, by their own names: `htp_arch`, `soc_model`.
+        contexts: Files of the NPU's graphs compiled for that chip: one for `prefill`, one for `decode`, then binaries that
+            these name. Empty where they were not compiled.
     """
 
     format: str
@@ -98,3 +100,4 @@ class Graph:
     positions: int = 0
     chunk: int = 0
     npu: Mapping[str, str] = field(default_factory=dict)
+    contexts: tuple[str, ...] = ()

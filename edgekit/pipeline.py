@@ -17,7 +17,7 @@ from edgekit.alternatives import too_large_error
 from edgekit.bundle import MANIFEST, RECIPE, TOKENIZER, Bundle, Manifest, Program, hash_file, list_files
 from edgekit.calibration import calibration_texts
 from edgekit.describe import NOT_VERIFIED, describe
-from edgekit.errors import ConversionError, PlanError, SourceError
+from edgekit.errors import ConversionError, MissingExtraError, PlanError, SourceError
 from edgekit.gate import oversize, verify_program
 from edgekit.graph import Graph
 from edgekit.lint import linted
@@ -25,11 +25,11 @@ from edgekit.outline import Outline, outline_of
 from edgekit.plan import Plan, make_plan
 from edgekit.progress import ProgressFn
 from edgekit.quant import CacheFormat, scheme_toml
-from edgekit.registry import CONVERTERS, load_attribute
+from edgekit.registry import COMPILERS, CONVERTERS, load_attribute
 from edgekit.search import SEARCHED, Budget, SchemeSearch
 from edgekit.source import Source, open_source
 from edgekit.staging import written_aside
-from edgekit.target import Target, load_target
+from edgekit.target import Npu, Target, load_target
 
 __all__ = ["convert"]
 
@@ -85,7 +85,7 @@ def convert(
     directory = Path(out) if out else Path(f"{name}-{plans[0].target}.edgekit")
     with written_aside(directory, force=force) as unfinished, _hashing(opened.weight_files) as hashes:
         (unfinished / TOKENIZER).write_text(opened.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
-        work = _Work(opened, unfinished, (), verify, allow_low_quality, on_progress)
+        work = _Work(opened, unfinished, (), device.npu, verify, allow_low_quality, on_progress)
         if budget:
             search = SchemeSearch(opened, device, plans[0], budget, unfinished, on_progress=on_progress)
             manifest = _write_searched(replace(work, texts=search.texts), search, check)
@@ -152,6 +152,7 @@ class _Work:
     source: Source
     directory: Path
     texts: Sequence[Sequence[int]]
+    npu: Npu | None
     verify: bool
     allow_low_quality: bool
     on_progress: ProgressFn | None
@@ -172,6 +173,8 @@ def _write_program(work: _Work, plan: Plan) -> Manifest:
     """Write the program of a plan into the unfinished bundle, and verify it; the manifest of a bundle of it alone."""
     export = load_attribute(CONVERTERS[plan.format])
     graph: Graph = export(work.source, plan, work.directory, texts=work.texts, on_progress=work.on_progress)
+    if graph.chunk and work.npu:
+        graph = _compiled(work.directory, graph, work.npu)
     manifest = describe(work.source, plan, graph)
     quality: Mapping[str, Any] = NOT_VERIFIED
     if work.verify:
@@ -182,6 +185,17 @@ def _write_program(work: _Work, plan: Plan) -> Manifest:
     if too_large := oversize(work.source, plan):
         quality = dict(quality) | {"status": "failed", "reason": too_large}
     return replace(manifest, programs=(Program(graph, plan.context, quality, plan.runtime),))
+
+
+def _compiled(directory: Path, graph: Graph, npu: Npu) -> Graph:
+    """The program with its chip, and compiled for it where the vendor's compiler is installed."""
+    if npu.provider not in COMPILERS or not npu.soc_model:
+        return graph
+    graph = replace(graph, npu={"htp_arch": npu.architecture.removeprefix("v"), "soc_model": str(npu.soc_model)})
+    try:
+        return replace(graph, contexts=load_attribute(COMPILERS[npu.provider])(directory, graph))
+    except MissingExtraError:  # a device compiles for itself, when it first loads the program
+        return graph
 
 
 def _merged(manifests: Sequence[Manifest]) -> Manifest:

@@ -66,6 +66,7 @@ MEASURE_COSTS = "edgekit.converters.sensitivity:measure_costs"
 PROGRAM_BYTES = {"onnx": "edgekit.converters.to_onnx:program_bytes"}
 # Execution providers that can run a format's programs, besides what the plan prefers in this order; the CPU last.
 PROVIDERS_OF_FORMATS = {"onnx": ("cpu",), "onnx-qdq": ("qnn", "openvino", "cpu")}
+COMPILERS = {"qnn": "edgekit.runtimes.npu_contexts:write_contexts"}  # of NPU graphs, by provider
 LOADER = "edgekit.runtimes.engine:load_model"
 PROFILE_WORKER = "edgekit.runtimes.profile_worker"
 PROCESS_MEMORY = "edgekit.runtimes.process_memory:memory_use"

@@ -7,6 +7,7 @@ cache holds the whole context from the start, in 8-bit numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from edgekit.errors import BundleError, GenerationError
 from edgekit.graph import Graph
 from edgekit.runtime_options import RuntimeOptions
 
-from .providers import GraphSession, first_line, open_session
+from .providers import GraphSession, find_devices, first_line, open_session
 from .session_options import session_options
 
 __all__ = ["QdqBackend"]
@@ -53,8 +54,8 @@ class QdqBackend:
     ) -> None:
         self.graph, self.context = graph, context
         self.sessions: Mapping[str, GraphSession] | None = {
-            name: _open(directory / file, provider if name in {"prefill", "decode"} else "cpu", options, graph)
-            for name, file in zip(_GRAPHS, graph.files, strict=False)
+            name: _open(directory, name, provider if name in {"prefill", "decode"} else "cpu", options, graph)
+            for name in _GRAPHS
         }
         _check_declared(self.sessions, graph, context)
 
@@ -73,9 +74,24 @@ class QdqBackend:
         self.sessions = None
 
 
-def _open(path: Path, provider: str, options: RuntimeOptions, graph: Graph) -> GraphSession:
-    chip = graph.npu if provider == "qnn" else {}
-    return open_session(path, provider, options=session_options(options), provider_options=chip, only=provider != "cpu")
+def _open(directory: Path, name: str, provider: str, options: RuntimeOptions, graph: Graph) -> GraphSession:
+    if provider == "qnn" and graph.contexts and "npu" in find_devices("qnn"):
+        with suppress(BundleError):  # compiled for another chip, or by a newer compiler: it is compiled here
+            return _open_context(directory / graph.contexts[("prefill", "decode").index(name)], options)
+    return open_session(
+        directory / graph.files[_GRAPHS.index(name)],
+        provider,
+        options=session_options(options),
+        provider_options=graph.npu if provider == "qnn" else {},
+        only=provider != "cpu",
+    )
+
+
+def _open_context(path: Path, options: RuntimeOptions) -> GraphSession:
+    """Load what was compiled at conversion. Only hardware does: the emulator crashes on a context binary (QNN 2.51)."""
+    settings = session_options(options)
+    settings.add_session_config_entry("ep.share_ep_contexts", "1")
+    return open_session(path, "qnn", options=settings, only=True)
 
 
 def _check_declared(sessions: Mapping[str, GraphSession], graph: Graph, context: int) -> None:

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 import edgekit
@@ -36,6 +37,21 @@ def test_both_programs_are_verified_where_they_run(bundle: edgekit.Bundle) -> No
     assert {program.quality["status"] for program in programs} == {"ok"}
     assert {program.context for program in programs} == {128}
     assert bundle.manifest.plan["other_programs"]["onnx"]["format"] == "onnx"
+
+
+@pytest.mark.slow
+@needs_emulator
+def test_graphs_are_compiled_for_the_targets_chip(bundle: edgekit.Bundle) -> None:
+    """Both in one binary, which is smaller than two would be: the weights are in it once."""
+    graph = bundle.manifest.programs[0].graph
+    assert graph.npu == {"htp_arch": "73", "soc_model": "60"}  # SC8380XP
+    prefill, decode, binary = (bundle.directory / name for name in graph.contexts)
+    for path in (prefill, decode):
+        (node,) = onnx.load(path).graph.node
+        assert node.op_type == "EPContext"
+    assert binary.stat().st_size > 0
+    assert set(graph.contexts) <= set(bundle.manifest.files)
+    assert edgekit.open_bundle(bundle.directory).manifest.programs[0].graph == graph
 
 
 @pytest.mark.slow
