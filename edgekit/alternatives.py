@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from edgekit.efficiency import EFFICIENCY
 from edgekit.errors import PlanError, UnsupportedError
 from edgekit.outline import Outline
-from edgekit.plan import LEAST_CONTEXT, Plan, make_plan
-from edgekit.quant import RECIPES, CacheFormat, QuantScheme
+from edgekit.plan import LEAST_CONTEXT, Plan, check_format, make_plan
+from edgekit.quant import RECIPES, CacheFormat, QuantScheme, load_scheme
 from edgekit.target import Target, list_targets
 
 __all__ = ["Limits", "Request", "WouldFit", "plans_within", "rank", "what_would_fit"]
@@ -24,6 +24,13 @@ class Request:
     format: str | None = None
     cache: CacheFormat | None = None
     budget_bytes: int | None = None
+
+    def check(self) -> None:
+        """Refuse a scheme or a format that is not known, before any model is looked at."""
+        if isinstance(self.quant, str) and self.quant != "auto":
+            load_scheme(self.quant)
+        if self.format:
+            check_format(self.format)
 
     def plan(self, outline: Outline, target: Target) -> Plan:
         """The plan for it; errors are `make_plan`'s."""
@@ -103,12 +110,14 @@ def too_large_error(outline: Outline, target: Target, plan: Plan) -> PlanError:
 def _plans_by_size(outline: Outline, target: Target, plan: Plan) -> list[Plan]:
     """One plan for each recipe that the format takes, with this context; the smallest first."""
     asked = Request(context=plan.context, format=plan.format, budget_bytes=plan.memory.budget_bytes)
-    plans = [replace(asked, quant=name).plan(outline, target) for name in _recipes(plan.format)]
+    plans = [replace(asked, quant=name).plan(outline, target) for name in _recipes(outline, plan.format)]
     return sorted(plans, key=lambda found: found.memory.total_bytes)
 
 
-def _recipes(format: str) -> tuple[str, ...]:
-    return EFFICIENCY[format].schemes or tuple(name for name, scheme in RECIPES.items() if not scheme.keep)
+def _recipes(outline: Outline, format: str) -> tuple[str, ...]:
+    """What a format can be written with; to keep blocks is only for checkpoints that have them."""
+    possible = (name for name, scheme in RECIPES.items() if outline.quantized or not scheme.keep)
+    return EFFICIENCY[format].schemes or tuple(possible)
 
 
 def _longest_context(outline: Outline, target: Target, plan: Plan) -> int | None:
@@ -164,7 +173,7 @@ def plans_within(outline: Outline, target: Target, request: Request, limits: Lim
     """For each scheme (`auto`: each recipe) the plan with the longest context that keeps to the limits; the finest first."""
     asked = replace(request, budget_bytes=limits.budget_bytes(target))
     format = asked.plan(outline, target).format
-    names = _recipes(format) if request.quant == "auto" else (request.quant,)
+    names = _recipes(outline, format) if request.quant == "auto" else (request.quant,)
     contexts = (
         [request.context]
         if request.context
@@ -176,7 +185,8 @@ def plans_within(outline: Outline, target: Target, request: Request, limits: Lim
         longest = next(filter(limits.hold, plans), None)
         if longest:
             found.append(longest)
-    return sorted(found, key=lambda plan: -plan.memory.weights_bytes)
+    # Nothing is finer than the blocks that a checkpoint has.
+    return sorted(found, key=lambda plan: (not plan.scheme.keep, -plan.memory.weights_bytes))
 
 
 def _contexts(longest: int, step: int) -> list[int]:

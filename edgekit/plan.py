@@ -36,6 +36,7 @@ LEAST_CONTEXT = 512  # no shorter one is chosen unasked
 # The `auto` rule (design): 8 bits where their weights take at most this part of what an app may use, and decode is fast enough.
 AUTO_MEMORY_PART = 0.25
 AUTO_TOKENS_PER_S = 15.0
+LOOKED_UP_PART = 0.1  # of the memory, from which on it is worth a note
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,7 @@ def make_plan(
     chosen_context, chosen_cache = _choose_context(frame, planned, context, caches, notes)
     _check_expressible(frame, chosen_context)
     memory = frame.memory(planned, chosen_context, chosen_cache)
+    notes.extend(_looked_up(memory, planned))
     fits: Literal["yes", "no"] = "yes" if memory.total_bytes <= memory.budget_bytes else "no"
     if fits == "no":
         notes.append(
@@ -204,13 +206,25 @@ class _Frame:
         return (asked,)
 
 
+def _looked_up(memory: MemoryPlan, planned: WeightsPlan) -> Iterator[str]:
+    """Embeddings of which a token reads one row need not stay in memory where they are mapped; the sums count them."""
+    size = sum(group.size_bytes for group in planned.groups if group.kind == "embedding" and group.active < 1)
+    if memory.weights_mapped and size > LOOKED_UP_PART * memory.total_bytes:
+        yield f"{size / 1e6:,.0f} MB of the weights are only looked up: mapped, they may leave the memory again"
+
+
+def check_format(name: str) -> None:
+    """Refuse a format that is not converted to."""
+    if name not in CONVERTERS:
+        raise UnsupportedError(f"format {name!r} is not known", hint=f"known: {', '.join(CONVERTERS)}")
+
+
 def _choose_format(
     outline: Outline, target: Target, scheme: QuantScheme | None, asked: str | None, notes: list[str]
 ) -> str:
     """The asked format, or the first of the target's that is converted to and can have this model and scheme."""
     if asked:
-        if asked not in CONVERTERS:
-            raise UnsupportedError(f"format {asked!r} is not known", hint=f"known: {', '.join(CONVERTERS)}")
+        check_format(asked)
         obstacle = _obstacle(asked, outline, scheme)
         if obstacle:
             raise UnsupportedError(f"{asked} {obstacle}", hint="leave --format out, or use --format onnx")

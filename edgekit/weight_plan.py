@@ -194,7 +194,9 @@ def scaled(scheme: QuantScheme, weights: Mapping[str, WeightPlan]) -> frozenset[
     if scheme.scaling == "none":
         return frozenset()
     names = (role for role, weight in weights.items() if weight.form_is_blocks and not weight.carried)
-    return frozenset(name for name in names if _layer(name) is not None and not weights[_producer(name)].carried)
+    matrices = (name for name in names if _layer(name) is not None)
+    producers = {name: weights.get(_producer(name)) for name in matrices}  # others' layers have none of that name
+    return frozenset(name for name, producer in producers.items() if producer and not producer.carried)
 
 
 def _producer(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 from edgekit.alternatives import Limits, Request, plans_within, rank, what_would_fit
 from edgekit.cli.options import SizeType, finite, json_option, print_json
 from edgekit.cli.plan_text import model_text, plan_text, ranking_text
-from edgekit.lint import lint
+from edgekit.lint import Finding, lint
 from edgekit.outline import Outline, UnknownModel, open_outline
 from edgekit.plan import Plan
 from edgekit.quant import CacheFormat
@@ -59,11 +60,12 @@ def command(
     With --max-ram or --min-speed it lists the schemes and the longest contexts that keep to them.
     """
     targets = list_targets() if target == ALL else (load_target(target),)
+    request = Request(quant, context, format_, CacheFormat(cache) if cache else None)
+    request.check()
     outline = open_outline(source)
     if isinstance(outline, UnknownModel):
         _show(_unknown_values(outline, target), f"{outline.name}: unknown, since {outline.reason}", as_json)
         return
-    request = Request(quant, context, format_, CacheFormat(cache) if cache else None)
     limits = Limits(max_ram, min_speed)
     if limits != Limits():
         values, text = _within(outline, request, targets, limits)
@@ -99,14 +101,14 @@ def _unknown_values(model: UnknownModel, target: str) -> dict[str, Any]:
     return {"model": {"name": model.name}, "target": target, "fits": "unknown", **unknown, "notes": [model.reason]}
 
 
-def _values(outline: Outline, target: Target, plan: Plan) -> dict[str, Any]:
-    findings = [finding.to_json() for finding in lint(outline, target, plan)]
-    return {"target": plan.target, **plan.to_json(), "findings": findings}
+def _values(plan: Plan, findings: Iterable[Finding]) -> dict[str, Any]:
+    return {"target": plan.target, **plan.to_json(), "findings": [finding.to_json() for finding in findings]}
 
 
 def _single(outline: Outline, request: Request, target: Target) -> tuple[dict[str, Any], str]:
     plan = request.plan(outline, target)
-    values, text = _values(outline, target, plan), plan_text(plan, lint(outline, target, plan))
+    findings = lint(outline, target, plan)
+    values, text = _values(plan, findings), plan_text(plan, findings)
     if plan.fits == "no":
         would_fit = what_would_fit(outline, target, plan)
         values["would_fit"] = would_fit.to_json()
@@ -121,7 +123,7 @@ def _ranking(outline: Outline, request: Request, targets: tuple[Target, ...]) ->
 
 def _each(outline: Outline, targets: tuple[Target, ...], plans: list[Plan]) -> list[dict[str, Any]]:
     by_id = {target.id: target for target in targets}
-    return [_values(outline, by_id[plan.target], plan) for plan in plans]
+    return [_values(plan, lint(outline, by_id[plan.target], plan)) for plan in plans]
 
 
 def _within(

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from edgekit.cli.options import size_text
 from edgekit.cli.plan_text import count_text
+from edgekit.quant import RECIPES
 from edgekit.target import list_targets
 
 CLI = Callable[..., Any]
@@ -110,6 +111,30 @@ def test_a_model_that_is_not_understood_is_unknown(cli: CLI, config: Callable[..
     assert cli("plan", config("bert"), "--target", "all").out == (
         "bert: unknown, since the architecture 'bert' is not understood\n"
     )
+
+
+def test_requests_are_checked_whatever_the_model(refused: Refused, config: Callable[..., Path]) -> None:
+    assert "is not known" in refused("plan", config("bert"), "--target", "raspberry-pi-5", "--quant", "nonsense")
+    assert "is not known" in refused("plan", config("bert"), "--target", "raspberry-pi-5", "--format", "onyx")
+    assert "is not known" in refused("plan", config("bert"), "--target", "nonsense")
+
+
+def test_every_recipe_is_planned_for_models_that_are_not_converted(cli: CLI, config: Callable[..., Path]) -> None:
+    plans = values_of(cli, config("deepseek_v3"), "--target", "all", "--max-ram", "600GB")["plans"]
+    assert plans == []
+    small = config("gpt_oss", num_hidden_layers=2, num_local_experts=8)
+    plans = values_of(cli, small, "--target", "raspberry-pi-5-16gb", "--max-ram", "16GB")["plans"]
+    assert {plan["quant"] for plan in plans} == {name for name, scheme in RECIPES.items() if not scheme.keep}
+
+
+def test_a_quantized_checkpoints_own_blocks_are_the_finest(cli: CLI) -> None:
+    plans = values_of(cli, "sample", "--target", "raspberry-pi-5", "--max-ram", "1GB")["plans"]
+    assert plans[0]["quant"] == "keep"
+
+
+def test_what_is_only_looked_up_is_noted(cli: CLI, config: Callable[..., Path]) -> None:
+    notes = values_of(cli, config("gemma3n_text"), "--target", "raspberry-pi-5", "--quant", "int4")["notes"]
+    assert any("MB of the weights are only looked up" in note for note in notes)
 
 
 @pytest.mark.parametrize("size", ["0", "-1GB", "2XB", "GB", "1e9", "two", "nan", "2IB", "٢GB"])
