@@ -63,15 +63,13 @@ def contenders(source: Path, work: Path, peers_python: str | None) -> list[Candi
 
 def variants(source: Path, work: Path, peers_python: str | None, torchao_python: str | None) -> list[Candidate]:
     """What else EdgeKit and its peers offer in the same sizes."""
-    rivals = (
-        genai(source, work, peers_python, "int4", ()),
-        *(llama_cpp(source, work, peers_python, kind, number) for kind, number in LLAMA_CPP_VARIANTS.items()),
-    )
+    default = genai(source, work, peers_python, "int4", ())
+    k_quants = [llama_cpp(source, work, peers_python, kind, number) for kind, number in LLAMA_CPP_VARIANTS.items()]
     return [
-        *(within(source, work, rival) for rival in rivals),
+        *(within(source, work, rival) for rival in (default, k_quants[0])),
         *(edgekit(source, work, scheme) for scheme in EDGEKIT_VARIANTS),
         *(genai(source, work, peers_python, name, options) for name, options in GENAI_VARIANTS.items()),
-        *rivals[1:],
+        *k_quants,
         *(torchao(source, work, torchao_python, name, recipe) for name, recipe in TORCHAO_RECIPES.items()),
     ]
 
