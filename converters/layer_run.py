@@ -80,7 +80,7 @@ class LayerRun:
         return LayerOutputs(found[self.residual][0], found[self.normed][0], kept)
 
     def _feeds(self, state: Floats, changes: Mapping[str, Floats]) -> dict[str, Any]:
-        layout, length = cache_layout(self.config, 32), len(state)
+        layout, length = cache_layout(self.config), len(state)
         empty = np.zeros((1, layout.kv_heads, length, layout.head_dim), np.float32)
         nothing = np.zeros((1, 1), np.float32)
         feeds = {

@@ -1,7 +1,9 @@
-"""What ONNX Runtime's attention does not do itself: its CPU kernel takes heads in multiples of 8 and rotates multiples of 16.
+"""Attention and its cache, and what ONNX Runtime's kernel does not do itself.
 
-Other heads are rotated by operators of their own, and filled up with zeros: zeros add nothing to the scores, and those in the
-output are cut off.
+The CPU kernel takes heads in multiples of 8 and rotates multiples of 16. Other heads are rotated by operators of their own, and
+filled up with zeros: zeros add nothing to the scores, and those in the output are cut off. A cache of half-precision numbers
+needs half-precision queries, keys and values: those of new tokens are cast, never the cache. One of 8-bit integers has one
+scale for each channel, fixed beforehand; the kernel knows none for each token (ONNX Runtime 1.31).
 """
 
 from __future__ import annotations
@@ -10,14 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import TensorProto
 
-from edgekit.config import AttentionConfig, ModelConfig
+from edgekit.config import AttentionConfig, LayerConfig, ModelConfig
+from edgekit.graph import CacheLayout
+from edgekit.quant import CacheFormat
 
-from .onnx_graph import MICROSOFT, GraphBuilder
+from .onnx_graph import MICROSOFT, GraphBuilder, Region
 
-__all__ = ["AttentionHeads", "rotation_is_fused"]
+__all__ = ["AttentionHeads", "CachedAttention", "rotation_is_fused"]
 
 ROTATED_MULTIPLE = 16
+_CACHE_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
 
 
 def rotation_is_fused(config: ModelConfig) -> bool:
@@ -87,3 +93,70 @@ class AttentionHeads:
     def _apart(self, value: str, size: int) -> str:
         shape = self.graph.shared_constant(f"heads_of_{size}", np.array([0, 0, -1, size]))
         return self.graph.op("Reshape", [value, shape], f"{value}.heads")
+
+
+@dataclass(frozen=True, slots=True)
+class CachedAttention:
+    """GroupQueryAttention and its cache.
+
+    Attributes:
+        layout: Of the cache.
+        float_type: ONNX's type of activations.
+        lengths: Names of the position of the last token, int32 [1], and the number of tokens, int32 [].
+        scales: Where the scales of an 8-bit cache go, key and value of each layer in turn.
+    """
+
+    graph: GraphBuilder
+    attention: AttentionConfig
+    layout: CacheLayout
+    float_type: int
+    lengths: tuple[str, str]
+    scales: list[Region]
+
+    @property
+    def attended_type(self) -> int:
+        """ONNX's type of query, key and value, and of the rotary tables where the kernel rotates."""
+        return self.float_type if self.layout.dtype == CacheFormat.INT8 else _CACHE_TYPES[self.layout.dtype]
+
+    def declare(self, index: int) -> None:
+        """Add a layer's cache to the program's inputs and outputs."""
+        layout, kind = self.layout, _CACHE_TYPES[self.layout.dtype]
+        for past, present in zip(layout.past, layout.present, strict=True):
+            self.graph.input(past.format(index), kind, [1, layout.kv_heads, "past", layout.head_dim])
+            self.graph.output(present.format(index), kind, [1, layout.kv_heads, "present", layout.head_dim])
+
+    def attend(self, name: str, index: int, layer: LayerConfig, heads: Sequence[str], rotation: Sequence[str]) -> str:
+        """The heads' outputs side by side, [1, new, heads * head_dim].
+
+        Args:
+            heads: Query, key and value; or all in the first, and twice nothing.
+            rotation: Tables of cosine and sine and the rows to take; empty where the heads are rotated, or never are.
+        """
+        attention, layout = self.attention, self.layout
+        inputs = [
+            *(self._cast(value, self.attended_type) for value in heads),
+            *(past.format(index) for past in layout.past), *self.lengths, *rotation,
+        ]  # fmt: skip
+        quantized = {}
+        if layout.dtype == CacheFormat.INT8:
+            inputs += [""] * (12 - len(inputs)) + self._reserve_scales(name)
+            quantized = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+        while not inputs[-1]:
+            inputs.pop()
+        outputs = [name + "attended", *(present.format(index) for present in layout.present)]
+        attended = self.graph.op(
+            "GroupQueryAttention", inputs, outputs, domain=MICROSOFT,
+            num_heads=attention.heads, kv_num_heads=attention.kv_heads, scale=attention.scale,
+            do_rotary=int(bool(rotation)), local_window_size=layer.window or -1, softcap=attention.softcap, **quantized,
+        )  # fmt: skip
+        return self._cast(attended, self.float_type, self.attended_type)
+
+    def _cast(self, value: str, wanted: int, given: int | None = None) -> str:
+        given = given or self.float_type
+        return self.graph.op("Cast", [value], f"{value}.cast", to=wanted) if value and wanted != given else value
+
+    def _reserve_scales(self, name: str) -> list[str]:
+        shape = (1, self.layout.kv_heads, 1, self.layout.head_dim)
+        regions = [self.graph.reserve(f"{name}{part}_scale", shape, TensorProto.FLOAT) for part in ("key", "value")]
+        self.scales.extend(regions)
+        return [region.name for region in regions]

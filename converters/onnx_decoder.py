@@ -16,8 +16,9 @@ from onnx import TensorProto
 from edgekit.config import LayerConfig, ModelConfig, RopeConfig
 from edgekit.graph import CacheLayout
 from edgekit.plan import WeightPlan
+from edgekit.quant import CacheFormat
 
-from .onnx_attention import AttentionHeads, rotation_is_fused
+from .onnx_attention import AttentionHeads, CachedAttention, rotation_is_fused
 from .onnx_graph import MICROSOFT, GraphBuilder, Region
 from .onnx_weights import StoredWeights, WeightRegions
 
@@ -43,21 +44,22 @@ _END = np.array([np.iinfo(np.int64).max], np.int64)
 
 @dataclass(slots=True)
 class EmittedDecoder:
-    """A finished graph and the regions that must be filled, one for each matrix that a role is kept as.
+    """A finished graph and the regions that must be filled.
 
-    `factors`: the value that each role's weight is multiplied with.
+    `weights` has one for each matrix that a role is kept as; `cache_scales` those of an 8-bit cache, key and value of each layer
+    in turn. `factors`: the value that each role's weight is multiplied with.
     """
 
     builder: GraphBuilder
     weights: dict[str, tuple[WeightRegions, ...]] = field(default_factory=dict)
     tables: dict[RopeConfig, tuple[Region, Region]] = field(default_factory=dict)
+    cache_scales: list[Region] = field(default_factory=list)
     factors: dict[str, str] = field(default_factory=dict)
 
 
-def cache_layout(config: ModelConfig, activation_bits: int) -> CacheLayout:
+def cache_layout(config: ModelConfig, cache: CacheFormat = CacheFormat.FLOAT32) -> CacheLayout:
     """The key-value cache of an emitted decoder."""
-    dtype = "float16" if activation_bits == 16 else "float32"
-    return CacheLayout(len(config.layers), config.attention.kv_heads, config.attention.stored_head_dim, dtype)
+    return CacheLayout(len(config.layers), config.attention.kv_heads, config.attention.stored_head_dim, str(cache))
 
 
 def emit_decoder(
@@ -68,6 +70,7 @@ def emit_decoder(
     activation_bits: int,
     accuracy_level: int,
     data_file: str,
+    cache: CacheFormat = CacheFormat.FLOAT32,
 ) -> EmittedDecoder:
     """Emit the whole decoder.
 
@@ -79,8 +82,9 @@ def emit_decoder(
         activation_bits: 32, or 16 for half precision.
         accuracy_level: Of MatMulNBits: 4 multiplies in int8, 0 in floats.
         data_file: Name of the weight file, beside the program.
+        cache: How keys and values are kept; no wider than the activations.
     """
-    return DecoderEmitter(config, weights, context, activation_bits, accuracy_level, data_file).emit()
+    return DecoderEmitter(config, weights, context, activation_bits, accuracy_level, data_file, cache).emit()
 
 
 def emit_layer(
@@ -116,6 +120,7 @@ class DecoderEmitter:
         activation_bits: int,
         accuracy_level: int,
         data_file: str,
+        cache: CacheFormat = CacheFormat.FLOAT32,
     ) -> None:
         self.config = config
         self.float_type = TensorProto.FLOAT16 if activation_bits == 16 else TensorProto.FLOAT
@@ -126,6 +131,10 @@ class DecoderEmitter:
         self.slides = config.positions(context) > 0
         self.positions = config.positions(context) or context
         self.heads = AttentionHeads(self.graph, config.attention)
+        self.cached = CachedAttention(
+            self.graph, config.attention, cache_layout(config, cache), self.float_type,
+            ("sequence_lengths", INPUTS["length"]), self.emitted.cache_scales,
+        )  # fmt: skip
         self.fused_rotation = rotation_is_fused(config)
         self.grows = bool(config.attention.query_growth) and self.positions > config.attention.query_growth_context
         self.position_ids = ""
@@ -155,7 +164,7 @@ class DecoderEmitter:
         return self.emitted, residual, normed
 
     def _declare_inputs(self, layers: range) -> None:
-        graph, layout = self.graph, cache_layout(self.config, 32)
+        graph = self.graph
         graph.input(INPUTS["tokens"], TensorProto.INT64, [1, "new"])
         graph.input(INPUTS["length"], TensorProto.INT32, [])
         graph.input(INPUTS["logits_start"], TensorProto.INT64, [1])
@@ -164,10 +173,7 @@ class DecoderEmitter:
         if self.config.longrope_switch or self.grows or self.slides or not self.fused_rotation:
             self._choose_positions()
         for index in layers:
-            for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
-                heads, size = layout.kv_heads, layout.head_dim
-                graph.input(past.format(index), self.float_type, [1, heads, "past", size])
-                graph.output(present.format(index), self.float_type, [1, heads, "present", size])
+            self.cached.declare(index)
         graph.constant("last_axis_end", _END)
         graph.constant("axis_1", np.array([1], np.int64))
 
@@ -242,21 +248,9 @@ class DecoderEmitter:
 
     def _attention(self, name: str, index: int, layer: LayerConfig, normed: str) -> str:
         """The heads' outputs side by side, [1, new, heads * head_dim]."""
-        attention, layout = self.config.attention, cache_layout(self.config, 32)
         rotation = self._rotation(layer) if self.fused_rotation else []
-        inputs = [
-            *self._query_key_value(name, layer, self._linear(name + "qkv", normed)),
-            layout.past_key.format(index), layout.past_value.format(index),
-            "sequence_lengths", INPUTS["length"], *rotation,
-        ]  # fmt: skip
-        while not inputs[-1]:
-            inputs.pop()
-        outputs = [name + "attended", layout.present_key.format(index), layout.present_value.format(index)]
-        attended = self.graph.op(
-            "GroupQueryAttention", inputs, outputs, domain=MICROSOFT,
-            num_heads=attention.heads, kv_num_heads=attention.kv_heads, scale=attention.scale,
-            do_rotary=int(bool(rotation)), local_window_size=layer.window or -1, softcap=attention.softcap,
-        )  # fmt: skip
+        heads = self._query_key_value(name, layer, self._linear(name + "qkv", normed))
+        attended = self.cached.attend(name, index, layer, heads, rotation)
         return self.heads.without_padding(attended)
 
     def _rotation(self, layer: LayerConfig) -> list[str]:
@@ -349,8 +343,7 @@ class DecoderEmitter:
         tables = self.emitted.tables
         if rope not in tables:
             shape = (self.positions * (2 if rope.long_factors else 1), rope.dim // 2)
-            cosine, sine = (
-                self.graph.reserve(f"{name}.{len(tables)}", shape, self.float_type) for name in ("cosine", "sine")
-            )
+            kind = self.cached.attended_type if self.fused_rotation else self.float_type
+            cosine, sine = (self.graph.reserve(f"{name}.{len(tables)}", shape, kind) for name in ("cosine", "sine"))
             tables[rope] = cosine, sine
         return tables[rope]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgekit.cache_scales import find_cache_scales
 from edgekit.config import ModelConfig
 from edgekit.graph import Graph
 from edgekit.plan import INT8_LEVEL, Plan
@@ -32,13 +33,13 @@ def export(
     """Write the program and its weights into `directory`/onnx.
 
     Args:
-        texts: Token ids to calibrate on, where the plan has roles for it.
+        texts: Token ids to calibrate on, where the plan needs them.
 
     Raises:
         SourceError: A weight can't be read or is not a finite number.
         ConversionError: The files can't be written.
     """
-    config, bits = source.config, plan.scheme.activation_bits
+    config = source.config
     folder = directory / "onnx"
     folder.mkdir(parents=True)
     emitted = _emit(config, plan)
@@ -47,9 +48,10 @@ def export(
         scales = find_scales(source, plan.weights, moments, int8_activations=plan.accuracy_level == INT8_LEVEL)
         source = scaled_source(source, scales)
     guides = rounding_guides(source, texts, directory.parent, plan.calibrated) if plan.calibrated else ()
+    ranged = find_cache_scales(source, plan, texts, directory, on_progress=on_progress) if emitted.cache_scales else ()
     weights = write_weights(
         folder / WEIGHTS, emitted, config, plan.weights, source.parts,
-        rounding=plan.scheme.rounding, guides=guides, on_progress=on_progress,
+        rounding=plan.scheme.rounding, guides=guides, cache_scales=ranged, on_progress=on_progress,
     )  # fmt: skip
     program = emitted.builder.model(config.model_type).SerializeToString(deterministic=True)
     (folder / PROGRAM).write_bytes(program)
@@ -58,7 +60,7 @@ def export(
         files=(f"onnx/{PROGRAM}", f"onnx/{WEIGHTS}"),
         inputs=_inputs(config, plan.context),
         outputs=OUTPUTS,
-        cache=cache_layout(config, bits),
+        cache=cache_layout(config, plan.cache),
         vocab_size=config.vocab_size,
         rope_switch=config.longrope_switch,
         weights=weights,
@@ -81,6 +83,7 @@ def _emit(config: ModelConfig, plan: Plan) -> EmittedDecoder:
         activation_bits=plan.scheme.activation_bits,
         accuracy_level=plan.accuracy_level,
         data_file=WEIGHTS,
+        cache=plan.cache,
     )
 
 

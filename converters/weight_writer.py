@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -78,11 +78,13 @@ def write_weights(
     *,
     rounding: Rounding = "nearest",
     guides: Iterable[Mapping[str, RoundingGuide]] = (),
+    cache_scales: Sequence[NDArray[np.float32]] = (),
     on_progress: ProgressFn | None = None,
 ) -> tuple[TensorReport, ...]:
     """Fill every region of the weight file.
 
     Args:
+        cache_scales: Of an 8-bit cache; see `edgekit.cache_scales`.
         rounding: Of what no guide is for; see `quantize`.
         guides: For some roles at a time how to round them. They are made, if need be, with one thread of numpy's.
 
@@ -101,6 +103,8 @@ def write_weights(
     limit = threadpool_limits(1, user_api="blas") if guides else nullcontext()
     with limit, open_region_file(path, emitted.builder.data_bytes) as file:
         _write_rope_tables(file, emitted)
+        for region, scales in zip(emitted.cache_scales, cache_scales, strict=True):
+            file.write_rows(region, 0, scales)
         written, done = [], 0
         for result in _write_all(write, emitted, weights, parts, guides):
             written.append(result)

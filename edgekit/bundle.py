@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from edgekit.errors import BundleError
-from edgekit.graph import CacheLayout, Graph, TensorReport
+from edgekit.graph import CACHE_ELEMENT_BYTES, CacheLayout, Graph, TensorReport
 from edgekit.runtime_options import MOST_THREADS, RuntimeOptions
 
 __all__ = ["MANIFEST", "SCHEMA_VERSION", "Bundle", "Manifest", "Program", "hash_file", "list_files", "open_bundle"]
@@ -289,7 +289,7 @@ def _program_from(fields: _Fields) -> Program:
         contexts=fields.listed("contexts", str) if "contexts" in fields.values else (),
     )
     context = fields.size("context")
-    if not graph.files or not context or graph.cache.dtype not in {"float32", "float16", "uint8"}:
+    if not graph.files or not context or graph.cache.dtype not in CACHE_ELEMENT_BYTES:
         raise BundleError(f"{fields.path} lacks files, a context or a known cache type", hint=_DAMAGED)
     wanted = {"tokens", "logits_start", "past_length" if graph.chunk else "length"}
     if not wanted <= set(graph.inputs) or "logits" not in graph.outputs or len(graph.files) < (4 if graph.chunk else 1):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.companion import companion
+from edgekit.efficiency import EFFICIENCY
 from edgekit.errors import ConversionError, GenerationError
 from edgekit.goldens import render_prompts, sampled_tokens
 from edgekit.plan import Plan
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["THREADS", "calibration_texts"]
 
 NEW_TOKENS = 128  # of each text
+FEW_TOKENS = 32  # where only a cache's ranges are wanted
 # Of each operator, on every machine: how sums are split must not change the bytes of what is written. Two is what the
 # smallest build machines have; more would wait for each other there.
 THREADS = 2
@@ -60,6 +62,8 @@ def calibration_texts(
         BundleError: The 8-bit program does not load.
     """
     texts: list[tuple[int, ...]] = []
+    only_ranges = not (plan.calibrated or plan.scaled) and not EFFICIENCY[plan.format].quantized_activations
+    new_tokens = FEW_TOKENS if only_ranges else NEW_TOKENS
     with companion(
         source, bundle_directory, quant="int8", context=plan.context, stage="prepare",
         threads=THREADS, on_progress=on_progress,
@@ -67,14 +71,16 @@ def calibration_texts(
         prompts = _prompts(model)
         for number, (prompt, add_special_tokens) in enumerate(prompts):
             ids = model.token_ids(prompt, add_special_tokens=add_special_tokens)
-            count = min(NEW_TOKENS, model.context - len(ids))
+            count = min(new_tokens, model.context - len(ids))
             if ids and count > 0:
                 texts.append((*ids, *_continued(model, ids, count, SEED + number)))
             if on_progress:
                 on_progress(Progress("calibrate", number + 1, len(prompts), "texts"))
     if not texts:
+        what = plan.quant if plan.calibrated or plan.scaled else "8-bit keys and values"
         raise ConversionError(
-            f"a context of {plan.context} is too short to calibrate {plan.quant}", hint="use --quant int8 or int4"
+            f"a context of {plan.context} is too short to calibrate {what}",
+            hint="use a longer context, or --quant int8 and --cache float16, which need none",
         )
     return tuple(texts)
 

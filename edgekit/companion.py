@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.bundle import TOKENIZER, Bundle, Program
 from edgekit.describe import NOT_VERIFIED, describe
+from edgekit.efficiency import EFFICIENCY
 from edgekit.errors import BundleError
 from edgekit.graph import Graph
 from edgekit.plan import make_plan
@@ -53,7 +54,8 @@ def companion(
         BundleError: It does not load.
         OSError: No folder for it can be made.
     """
-    plan = make_plan(source, load_target(TARGET), quant=quant, context=context, format=FORMAT)
+    cache = EFFICIENCY[FORMAT].caches[0]  # the best: no shorter one may be chosen for want of memory
+    plan = make_plan(source, load_target(TARGET), quant=quant, context=context, format=FORMAT, cache=cache)
     renamed = (lambda step: on_progress(replace(step, stage=stage))) if on_progress else None
     with working_directory(writable(bundle_directory.parent)) as folder:
         graph: Graph = load_attribute(CONVERTERS[FORMAT])(source, plan, folder, on_progress=renamed)

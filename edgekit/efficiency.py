@@ -69,7 +69,7 @@ EFFICIENCY: Mapping[str, Efficiency] = {
         looked_up_bytes=65_536,  # Linux maps so much around a page that is touched
         loading_bytes=20_000_000,
         prefill_chunk=128,  # edgekit.runtimes.sequence.PREFILL_CHUNK
-        caches=(CacheFormat.FLOAT32,),
+        caches=(CacheFormat.FLOAT32, CacheFormat.FLOAT16, CacheFormat.INT8),
     ),
     "onnx-qdq": Efficiency(  # not measured: an NPU's emulator has no speed. NPUs share the memory bus with the cores.
         weight_bandwidth={4: 0.4, 8: 0.4, 16: 0.4, 32: 0.4},

@@ -19,7 +19,7 @@ from edgekit.graph import Graph
 from edgekit.own_text import read_windows
 from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
-from edgekit.quant import RECIPES
+from edgekit.quant import RECIPES, CacheFormat
 from edgekit.registry import LOADER, load_attribute
 from edgekit.source import Source, open_source
 from edgekit.verify import compare, compare_on_text, compare_with_goldens, greedy_match
@@ -114,7 +114,8 @@ def _quality_card(
     card: dict[str, Any] = {"executed": model.provider.executed, "provider": model.provider.reason}
     if not goldens.texts:
         return card | {"status": "not-compared", "reason": "the context is too short for any test prompt"}, goldens
-    if not plan.scheme.quantized and plan.scheme.activation_bits == 32:
+    whole = not plan.scheme.quantized and plan.scheme.activation_bits == 32
+    if whole and plan.cache is CacheFormat.FLOAT32:
         return card | {"status": "ok", "reason": "this is the full-precision program"}, goldens
     try:
         with _reference(source, unfinished, unfinished.program(), on_progress) as reference:

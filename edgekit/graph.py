@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["CacheLayout", "Graph", "TensorReport"]
+from edgekit.quant import CacheFormat
+
+__all__ = ["CACHE_ELEMENT_BYTES", "CacheLayout", "Graph", "TensorReport"]
+
+CACHE_ELEMENT_BYTES: Mapping[str, int] = {form.value: form.element_bytes for form in CacheFormat} | {"uint8": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
     """The key-value cache: for each layer one key and one value tensor [1, kv_heads, capacity, head_dim].
 
-    A program reads the tensors named `past_key` and `past_value` (with the layer's number for `{}`) and writes the
-    same-numbered `present_key` and `present_value`; the runtime binds one buffer as both.
+    `dtype` is a `CacheFormat`, or uint8 in programs of static shape; the scales of integers are in the program. A program reads
+    the tensors named `past_key` and `past_value` (with the layer's number for `{}`) and writes the same-numbered `present_key`
+    and `present_value`; the runtime binds one buffer as both.
 
     Programs of static shape (`Graph.chunk`) have no first axis of 1, and write the new tokens' keys and values only, which the
     runtime puts behind those it has. With `keys_transposed` a key tensor is [kv_heads, head_dim, capacity].
@@ -32,7 +37,7 @@ class CacheLayout:
     @property
     def token_bytes(self) -> int:
         """Size of one token's keys and values in all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * {"float32": 4, "float16": 2, "uint8": 1}[self.dtype]
+        return 2 * self.layers * self.kv_heads * self.head_dim * CACHE_ELEMENT_BYTES[self.dtype]
 
     @property
     def past(self) -> tuple[str, str]:

@@ -69,7 +69,8 @@ class Plan:
     @property
     def needs_texts(self) -> bool:
         """True where conversion learns from texts that the model writes first."""
-        return bool(self.calibrated or self.scaled) or EFFICIENCY[self.format].quantized_activations
+        ranges = EFFICIENCY[self.format].quantized_activations or self.cache is CacheFormat.INT8
+        return bool(self.calibrated or self.scaled) or ranges
 
     @property
     def calibrated(self) -> frozenset[str]:
@@ -194,8 +195,9 @@ class _Frame:
 
     def caches(self, scheme: QuantScheme, asked: CacheFormat | None) -> tuple[CacheFormat, ...]:
         """What keys and values may be kept as, the best first."""
-        # A program that computes in halves keeps halves.
-        possible = (CacheFormat.FLOAT16,) if scheme.activation_bits == 16 else self.efficiency.caches
+        # A program that computes in halves has nothing wider to keep.
+        halves = scheme.activation_bits == 16
+        possible = tuple(cache for cache in self.efficiency.caches if not (halves and cache is CacheFormat.FLOAT32))
         if asked is None:
             return possible
         if asked not in possible:

@@ -22,6 +22,7 @@ from .session_options import session_options
 __all__ = ["OnnxRuntimeBackend"]
 
 FIRST_CAPACITY = 512
+_CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8": "tensor(int8)"}
 # Windows' are private in any case.
 _PRIVATE: dict[str, int] = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
 _QUIET = 3  # ONNX Runtime's severity "error": its warnings are for the program's author
@@ -91,7 +92,7 @@ def _untouched(shape: tuple[int, ...], dtype: str) -> NDArray[np.generic]:
 
 def _check_declared(session: Any, graph: Graph) -> None:
     """Compare what the manifest says of the program with the program."""
-    layout, kind = graph.cache, {"float32": "tensor(float)", "float16": "tensor(float16)"}[graph.cache.dtype]
+    layout, kind = graph.cache, _CACHE_TYPES[graph.cache.dtype]
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
     layers = range(min(layout.layers, len(inputs)))

@@ -17,7 +17,7 @@ from edgekit.config import AttentionConfig, LayerConfig, ModelConfig, RopeConfig
 from edgekit.converters.onnx_decoder import emit_decoder
 from edgekit.errors import PlanError, UnsupportedError
 from edgekit.plan import AUTO_MEMORY_PART, AUTO_TOKENS_PER_S, DEFAULT_CONTEXT, Plan, make_plan
-from edgekit.quant import RECIPES, WeightFormat
+from edgekit.quant import RECIPES, CacheFormat, WeightFormat
 from edgekit.source import Provenance, Source, StoredBlocks, TokenizerFiles, part_shapes
 from edgekit.target import Target, load_target
 
@@ -151,9 +151,27 @@ def test_asked_context_is_kept_even_where_it_does_not_fit() -> None:
 def test_context_is_reduced_with_a_note_until_it_fits() -> None:
     roomy = make_plan(source_of(SMOLLM2_135M), LINUX, quant="int8")
     tight = device(app_bytes=roomy.memory.total_bytes - 1)
-    plan = make_plan(source_of(SMOLLM2_135M), tight, quant="int8")
+    plan = make_plan(source_of(SMOLLM2_135M), tight, quant="int8", cache=CacheFormat.FLOAT32)
     assert (plan.context, plan.fits) == (DEFAULT_CONTEXT // 2, "yes")
     assert plan.notes == (f"context 2048 instead of {DEFAULT_CONTEXT}, so that the cache fits beside the weights",)
+
+
+def test_cache_is_narrowed_with_a_note_before_the_context_is_shortened() -> None:
+    source = source_of(SMOLLM2_135M)
+    roomy = make_plan(source, LINUX, quant="int8")
+    assert roomy.cache is CacheFormat.FLOAT32
+    for lacking, cache in ((1, CacheFormat.FLOAT16), (roomy.memory.kv_bytes // 2 + 1, CacheFormat.INT8)):
+        plan = make_plan(source, device(app_bytes=roomy.memory.total_bytes - lacking), quant="int8")
+        assert (plan.cache, plan.context, plan.fits) == (cache, DEFAULT_CONTEXT, "yes")
+        assert plan.notes == (f"keys and values as {cache} instead of float32, so that they fit beside the weights",)
+        assert plan.needs_texts == (cache is CacheFormat.INT8)
+
+
+def test_half_precision_programs_keep_nothing_wider() -> None:
+    source = source_of(SMOLLM2_135M)
+    assert make_plan(source, LINUX, quant="fp16").cache is CacheFormat.FLOAT16
+    with pytest.raises(UnsupportedError):
+        make_plan(source, LINUX, quant="fp16", cache=CacheFormat.FLOAT32)
 
 
 def test_weights_that_never_fit_are_planned_with_the_numbers() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import edgekit
+from edgekit.quant import CacheFormat
 from edgekit.runtimes.engine import LoadedModel
 
 Converted = Callable[..., Path]
@@ -16,15 +17,18 @@ Converted = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def converted(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    """`converted(model_type, quant="fp32", context=None, **config)`: the bundle, made once a session."""
+    """`converted(model_type, quant="fp32", context=None, cache=None, **config)`: the bundle, made once a session."""
     made: dict[str, Path] = {}
 
-    def make(model_type: str, *, quant: str = "fp32", context: int | None = None, **config: Any) -> Path:
-        key = repr((model_type, quant, context, sorted(config.items(), key=str)))
+    def make(
+        model_type: str, *, quant: str = "fp32", context: int | None = None, cache: str | None = None, **config: Any
+    ) -> Path:
+        key = repr((model_type, quant, context, cache, sorted(config.items(), key=str)))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("bundles") / f"{model_type}.edgekit"
             source = tiny_model(model_type, **config)
-            edgekit.convert(source, target="linux-x86-64", quant=quant, context=context, out=made[key])
+            kind = CacheFormat(cache) if cache else None
+            edgekit.convert(source, target="linux-x86-64", quant=quant, context=context, cache=kind, out=made[key])
         return made[key]
 
     return make
