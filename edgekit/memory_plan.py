@@ -26,7 +26,7 @@ class MemoryPlan:
     `loading_bytes`, less `unread_bytes`; `budget_bytes` is what an app may use there.
 
     Attributes:
-        weights_bytes: As stored. Mapped ones count too: but for embeddings that are looked up, each token reads them.
+        weights_bytes: As stored. Mapped ones count too: all of them are read for each token, but for `unread_bytes`.
         weights_mapped: They are mapped from the file: under pressure the system may drop pages, and read them again.
         packed_bytes: What the kernels' own layout of the weights takes beyond the stored one.
         loading_bytes: By how much loading, before there is a cache, takes more than running.

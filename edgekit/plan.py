@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edgekit.efficiency import EFFICIENCY, Efficiency
 from edgekit.errors import PlanError, UnsupportedError
@@ -16,7 +16,7 @@ from edgekit.registry import CONVERTERS
 from edgekit.runtime_options import RuntimeOptions
 from edgekit.source import Source
 from edgekit.speed_plan import SpeedPlan, plan_speed
-from edgekit.target import Target
+from edgekit.target import Format, Target
 from edgekit.weight_plan import WeightPlan, WeightsPlan, calibrated, plan_weights, scaled
 
 __all__ = [
@@ -36,7 +36,6 @@ LEAST_CONTEXT = 512  # no shorter one is chosen unasked
 # The `auto` rule (design): 8 bits where their weights take at most this part of what an app may use, and decode is fast enough.
 AUTO_MEMORY_PART = 0.25
 AUTO_TOKENS_PER_S = 15.0
-LOOKED_UP_PART = 0.1  # of the memory, from which on it is worth a note
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +136,6 @@ def make_plan(
     chosen_context, chosen_cache = _choose_context(frame, planned, context, caches, notes)
     _check_expressible(frame, chosen_context)
     memory = frame.memory(planned, chosen_context, chosen_cache)
-    notes.extend(_looked_up(memory, planned))
     fits: Literal["yes", "no"] = "yes" if memory.total_bytes <= memory.budget_bytes else "no"
     if fits == "no":
         notes.append(
@@ -208,17 +206,11 @@ class _Frame:
         return (asked,)
 
 
-def _looked_up(memory: MemoryPlan, planned: WeightsPlan) -> Iterator[str]:
-    """Embeddings of which a token reads one row need not stay in memory where they are mapped; the sums count them."""
-    size = sum(group.size_bytes for group in planned.groups if group.kind == "embedding" and group.active < 1)
-    if memory.weights_mapped and size > LOOKED_UP_PART * memory.total_bytes:
-        yield f"{size / 1e6:,.0f} MB of the weights are only looked up: mapped, they may leave the memory again"
-
-
 def check_format(name: str) -> None:
     """Refuse a format that is not converted to."""
     if name not in CONVERTERS:
-        raise UnsupportedError(f"format {name!r} is not known", hint=f"known: {', '.join(CONVERTERS)}")
+        state = "is not converted to yet" if name in get_args(Format) else "is not known"
+        raise UnsupportedError(f"format {name!r} {state}", hint=f"known: {', '.join(CONVERTERS)}")
 
 
 def _choose_format(

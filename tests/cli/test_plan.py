@@ -132,9 +132,13 @@ def test_a_quantized_checkpoints_own_blocks_are_the_finest(cli: CLI) -> None:
     assert plans[0]["quant"] == "keep"
 
 
-def test_what_is_only_looked_up_is_noted(cli: CLI, config: Callable[..., Path]) -> None:
-    notes = values_of(cli, config("gemma3n_text"), "--target", "raspberry-pi-5", "--quant", "int4")["notes"]
-    assert any("MB of the weights are only looked up" in note for note in notes)
+def test_what_is_only_looked_up_stays_in_the_file(cli: CLI, config: Callable[..., Path]) -> None:
+    asked = (config("gemma3n_text"), "--target", "raspberry-pi-5", "--quant", "int4")
+    memory = values_of(cli, *asked)["memory"]
+    layers, rows = 35 * 256, 262_144
+    assert memory["weights_mapped"]
+    assert memory["unread_bytes"] > layers * rows // 2
+    assert "of the embedding, which stay in the file" in cli("plan", *asked).out
 
 
 @pytest.mark.parametrize("size", ["0", "-1GB", "2XB", "GB", "1e9", "two", "nan", "2IB", "٢GB"])
@@ -178,6 +182,7 @@ def test_bad_requests_are_refused(refused: Refused, config: Callable[..., Path])
     assert "the model has 1 to 8192" in refused("plan", "sample", "--target", "raspberry-pi-5", "--context", 9000)
     assert "is not known" in refused("plan", "sample", "--target", "raspberry-pi-5", "--quant", "int3")
     assert "is not known" in refused("plan", "sample", "--target", "raspberry-pi-5", "--format", "onyx")
+    assert "is not converted to yet" in refused("plan", "sample", "--target", "iphone-16", "--format", "coreml")
     missing = config("llama") / "config.json"
     missing.write_text("{", encoding="utf-8")
     assert "is not valid JSON" in refused("plan", missing.parent, "--target", "raspberry-pi-5")
