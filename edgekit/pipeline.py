@@ -174,7 +174,8 @@ def _write_program(work: _Work, plan: Plan) -> Manifest:
     export = load_attribute(CONVERTERS[plan.format])
     graph: Graph = export(work.source, plan, work.directory, texts=work.texts, on_progress=work.on_progress)
     if graph.chunk and work.npu:
-        graph = _compiled(work.directory, graph, work.npu)
+        graph, missing = _compiled(work.directory, graph, work.npu)
+        plan = replace(plan, notes=(*plan.notes, *missing))
     manifest = describe(work.source, plan, graph)
     quality: Mapping[str, Any] = NOT_VERIFIED
     if work.verify:
@@ -187,15 +188,16 @@ def _write_program(work: _Work, plan: Plan) -> Manifest:
     return replace(manifest, programs=(Program(graph, plan.context, quality, plan.runtime),))
 
 
-def _compiled(directory: Path, graph: Graph, npu: Npu) -> Graph:
-    """The program with its chip, and compiled for it where the vendor's compiler is installed."""
+def _compiled(directory: Path, graph: Graph, npu: Npu) -> tuple[Graph, tuple[str, ...]]:
+    """The program with its chip, and compiled for it where the vendor's compiler is installed; else a note of what lacks."""
     if npu.provider not in COMPILERS or not npu.soc_model:
-        return graph
+        return graph, ()
     graph = replace(graph, npu={"htp_arch": npu.architecture.removeprefix("v"), "soc_model": str(npu.soc_model)})
     try:
-        return replace(graph, contexts=load_attribute(COMPILERS[npu.provider])(directory, graph))
-    except MissingExtraError:  # a device compiles for itself, when it first loads the program
-        return graph
+        return replace(graph, contexts=load_attribute(COMPILERS[npu.provider])(directory, graph)), ()
+    except MissingExtraError as error:
+        note = f"not compiled for the NPU, which does so when it loads the program: {error.message}; {error.hint}"
+        return graph, (note,)
 
 
 def _merged(manifests: Sequence[Manifest]) -> Manifest:

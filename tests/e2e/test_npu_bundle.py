@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import edgekit
-from edgekit.errors import PlanError
+from edgekit.errors import MissingExtraError, PlanError
 from edgekit.gate import verify_bundle
 
 TARGET, FORMATS = "copilot-snapdragon-x-elite", ["onnx-qdq", "onnx"]
@@ -81,3 +81,18 @@ def test_each_program_generates(bundle: edgekit.Bundle, tmp_path: Path) -> None:
 def test_formats_are_each_named_once(tiny_model: Any, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="twice"):
         edgekit.convert(tiny_model("llama"), target=TARGET, format=["onnx", "onnx"], out=tmp_path / "a.edgekit")
+
+
+def test_missing_compiler_is_told_with_its_pip_line(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*arguments: object) -> None:
+        raise MissingExtraError("onnxruntime-qnn", "qnn")
+
+    monkeypatch.setattr("edgekit.runtimes.npu_contexts.write_contexts", missing)
+    out = tmp_path / "a.edgekit"
+    source = tiny_model("llama", num_hidden_layers=2, tie_word_embeddings=True)
+    made = edgekit.convert(source, target=TARGET, quant="int8", context=128, out=out, verify=False)
+    assert made.manifest.programs[0].graph.format == "onnx-qdq", "what the target prefers"
+    assert made.manifest.programs[0].graph.contexts == ()
+    assert any("edgekit-toolkit[qnn]" in note for note in made.manifest.plan["notes"])
