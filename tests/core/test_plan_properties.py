@@ -233,7 +233,7 @@ def test_an_asked_cache_is_kept() -> None:
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A format whose programs have contexts in steps of 384."""
-    changed = {"onnx": replace(ONNX, context_multiple=384)}
+    changed = {"onnx": replace(ONNX, context_multiple=384, caches=(CacheFormat.FLOAT32,))}
     monkeypatch.setattr("edgekit.plan.EFFICIENCY", changed)
     monkeypatch.setattr("edgekit.alternatives.EFFICIENCY", changed)
 
