@@ -71,8 +71,8 @@ def choose_provider(
 
     Args:
         asked: A provider that must run it; None takes what the plan prefers, then what is installed, then the CPU.
-        verifying: Take an NPU's emulator too, or a vendor's library on this machine's CPU, and leave out the trial:
-            the verification is one.
+        verifying: Take what the plan prefers or the CPU, nothing else; an NPU's emulator too, or a vendor's library on this
+            machine's CPU; and leave out the trial: the verification is one.
 
     Raises:
         UnsupportedError: Programs of this format do not run on the provider that was asked for.
@@ -91,6 +91,8 @@ def choose_provider(
     order = sorted((name for name in possible if name != "cpu"), key=lambda name: name != preferred)
     passed_over: list[str] = []
     for name in order:
+        if verifying and name != preferred:  # what another vendor's library computes says nothing of this one's
+            continue
         if not is_installed(name):
             if name == preferred:
                 passed_over.append(f"{name}: {PROVIDERS[name].distribution} is not installed")
