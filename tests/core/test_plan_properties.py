@@ -233,7 +233,7 @@ def test_an_asked_cache_is_kept() -> None:
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A format whose programs have contexts in steps of 384."""
-    changed = {"onnx": replace(ONNX, context_multiple=384, caches=(CacheFormat.FLOAT32,))}
+    changed = {"onnx": replace(ONNX, context_multiple=384)}
     monkeypatch.setattr("edgekit.plan.EFFICIENCY", changed)
     monkeypatch.setattr("edgekit.alternatives.EFFICIENCY", changed)
 
@@ -242,7 +242,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_contexts_keep_to_the_formats_steps() -> None:
     roomy = planned(10**10)
     assert roomy.context == 10 * 384
-    assert planned(roomy.memory.total_bytes - 1).context == 5 * 384
+    assert planned(roomy.memory.total_bytes - 1, cache=CacheFormat.FLOAT32).context == 5 * 384
     assert all(plan.context % 384 == 0 for plan in plans_within(small_outline(), LINUX, Request(), Limits(10**9)))
     with pytest.raises(PlanError, match="onnx programs take multiples of 384") as caught:
         planned(10**10, context=1000)
