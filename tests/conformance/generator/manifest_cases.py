@@ -65,7 +65,7 @@ WRONG: tuple[tuple[At, Any], ...] = (
     ((*P, "quality", "kl_mean"), "small"),
     ((*C, "layers"), -1),
     ((*C, "layers"), 1.5),
-    ((*C, "dtype"), "int8"),
+    ((*C, "dtype"), "int16"),
     ((*W,), 0),
     ((*W, "bits"), -8),
     ((*W, "relative_error"), -0.1),
