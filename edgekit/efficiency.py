@@ -27,8 +27,7 @@ class Efficiency:
         token_bytes: Of the tokenizer, for each token of the vocabulary.
         packed_block_bytes: What the kernels' own layout adds to each quantized block, where the runtime option `prepacking`
             is on: it replaces what is stored, but for the scales, which it has besides.
-        looked_up_bytes: Of the mapped file, what looking up one token's row of the embedding makes resident.
-        loading_bytes: What loading needs, and gives back, besides the largest matrix in both layouts.
+        loading_bytes: What loading needs, and gives back.
         prefill_chunk: Most tokens that are computed at once.
         caches: What keys and values may be kept as, the default first.
         whole_windows: The cache of a layer with a sliding window still holds the whole context.
@@ -48,7 +47,6 @@ class Efficiency:
     caches: tuple[CacheFormat, ...]
     token_bytes: int = 0
     packed_block_bytes: float = 0.0
-    looked_up_bytes: int = 0
     loading_bytes: int = 0
     whole_windows: bool = True
     context_multiple: int = 1
@@ -66,7 +64,6 @@ EFFICIENCY: Mapping[str, Efficiency] = {
         runtime_bytes=65_000_000,
         token_bytes=285,
         packed_block_bytes=7.5,  # a float32 sum and scale of the block, less what a zero point took
-        looked_up_bytes=65_536,  # Linux maps so much around a page that is touched
         loading_bytes=20_000_000,
         prefill_chunk=128,  # edgekit.runtimes.sequence.PREFILL_CHUNK
         caches=(CacheFormat.FLOAT32, CacheFormat.FLOAT16, CacheFormat.INT8),

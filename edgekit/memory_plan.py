@@ -23,14 +23,14 @@ class MemoryPlan:
     """Bytes of one process with one sequence of the whole context.
 
     `total_bytes`, the peak, is the sum of `weights_bytes`, `packed_bytes`, `kv_bytes`, `activations_bytes`, `runtime_bytes` and
-    `loading_bytes`, less `unread_bytes`; `budget_bytes` is what an app may use there.
+    `loading_bytes`; `budget_bytes` is what an app may use there.
 
     Attributes:
         weights_bytes: As stored. Mapped ones count too: all of them are read for each token, but for `unread_bytes`.
         weights_mapped: They are mapped from the file: under pressure the system may drop pages, and read them again.
-        packed_bytes: What the kernels' own layout of the weights takes beyond the stored one.
+        packed_bytes: What the kernels' own layout of the weights takes beyond the stored one: of an embedding that is the head
+            too all of it, since both are used, the rows of one and the copy of the other.
         loading_bytes: By how much loading, before there is a cache, takes more than running.
-        unread_bytes: Rows of an embedding that is not the head too, which stay in the mapped file.
         weights_by_kind: `weights_bytes` by class.
         kv_by_kind: `kv_bytes` by kind of layer.
     """
@@ -41,7 +41,6 @@ class MemoryPlan:
     activations_bytes: int
     runtime_bytes: int
     loading_bytes: int
-    unread_bytes: int
     total_bytes: int
     budget_bytes: int
     weights_mapped: bool
@@ -66,40 +65,30 @@ def plan_memory(
     for group in groups:
         by_kind[group.kind] = by_kind.get(group.kind, 0) + group.size_bytes
         if options.prepacking and not group.is_looked_up:
-            packed += group.blocks * efficiency.packed_block_bytes
+            packed += group.blocks * efficiency.packed_block_bytes + group.size_bytes * (group.kind == "embedding")
     kv_by_kind: dict[CacheKind, int] = {}
     for layer, count in Counter(anatomy.caches).items():
         size = count * cache_bytes(layer, context, cache, whole_windows=efficiency.whole_windows)
         kv_by_kind[layer.kind] = kv_by_kind.get(layer.kind, 0) + size
     chunk = min(context, efficiency.prefill_chunk)
-    embedding = by_kind.get("embedding", 0)
-    rows = min(efficiency.looked_up_bytes * chunk, embedding)
     kept = sum(kv_by_kind.values())
-    activations = _ACTIVATION_BYTES * (chunk * anatomy.widest + 2 * anatomy.vocab_size) + rows
-    unread = sum(group.size_bytes for group in groups if group.is_looked_up) if options.mapped_weights else 0
-    loading = efficiency.loading_bytes + (_head_bytes(groups) if options.prepacking else 0)
+    activations = _ACTIVATION_BYTES * (chunk * anatomy.widest + 2 * anatomy.vocab_size)
     lines = {
         "weights_bytes": sum(by_kind.values()),
         "packed_bytes": round(packed),
         "kv_bytes": kept,
         "activations_bytes": activations,
         "runtime_bytes": efficiency.runtime_bytes + efficiency.token_bytes * anatomy.vocab_size,
-        "loading_bytes": max(loading - kept - activations, 0),
+        "loading_bytes": max(efficiency.loading_bytes - kept - activations, 0),
     }
     return MemoryPlan(
         **lines,
-        unread_bytes=unread,
-        total_bytes=sum(lines.values()) - unread,
+        total_bytes=sum(lines.values()),
         budget_bytes=budget_bytes,
         weights_mapped=options.mapped_weights,
         weights_by_kind=by_kind,
         kv_by_kind={kind: size for kind, size in kv_by_kind.items() if size},
     )
-
-
-def _head_bytes(groups: Iterable[WeightGroup]) -> int:
-    """The head, as a rule the largest matrix: while it is packed it is there twice."""
-    return sum(group.size_bytes for group in groups if group.kind in ("embedding", "head") and not group.is_looked_up)
 
 
 def cache_bytes(layer: LayerCache, context: int, cache: CacheFormat, *, whole_windows: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -37,6 +38,11 @@ from .session_store import SessionStore
 from .speculation import ForwardCosts
 
 __all__ = ["LoadedModel", "load_model"]
+
+
+# Pages of a file are let go of when it is first loaded: another model may be closing, and unmapping it, at any later time.
+_LOADING = threading.Lock()
+_LOADED: set[Path] = set()
 
 
 def load_model(
@@ -80,9 +86,12 @@ def load_model(
     tokenizer = _load_tokenizer(bundle.directory / "tokenizer.json")
     release_free_memory()  # what reading the tokenizer took: the weights can have it
     more = {"context": program.context, "options": options}
-    choice, backend = _open_backend(partial(backend_class, bundle.directory, program.graph, **more), choice, final)
-    release_free_memory()
-    release_mapped_pages(bundle.directory / name for name in program.graph.files)
+    files = [(bundle.directory / name).resolve() for name in program.graph.files]
+    with _LOADING:
+        choice, backend = _open_backend(partial(backend_class, bundle.directory, program.graph, **more), choice, final)
+        release_free_memory()
+        release_mapped_pages(file for file in files if file not in _LOADED)
+        _LOADED.update(files)
     return LoadedModel(bundle, program, backend, tokenizer, choice, started, session_cache_bytes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 
 __all__ = ["MemoryUse", "memory_use", "peak_rss_bytes", "release_free_memory", "release_mapped_pages"]
 
+# Libraries that stay loaded as long as the process.
+_LASTING = re.compile(r"lib(python|c|m|stdc\+\+|gcc_s|crypto|ssl)[\d.-].*")
 _MADV_DONTNEED, _MADV_NOHUGEPAGE = 4, 15  # Linux
 _MACH_TASK_BASIC_INFO = 20  # Darwin
 
@@ -72,16 +75,20 @@ def release_free_memory() -> None:
 
 
 def release_mapped_pages(weights: Iterable[Path] = ()) -> None:
-    """Let go of pages of files that are mapped and unchanged, as the system does when memory is short.
+    """Let go of unchanged pages of mapped files, as the system does when memory is short; what is needed is mapped again.
 
-    Loading reads every weight, and code that is not needed again; what is needed is mapped again when it is touched.
+    Loading reads every weight, and code that is not needed again. Only mappings that can't go away meanwhile are touched, since
+    something else could lie at their addresses then: the interpreter, its packages and the C library stay as long as the
+    process.
 
     Args:
-        weights: Files that nobody writes to, though ONNX Runtime maps them as if.
+        weights: Files that nobody writes to or unmaps now. ONNX Runtime maps them as if they were written to.
     """
     if sys.platform != "linux":
         return
-    advise = ctypes.CDLL(None, use_errno=True).madvise
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if not advise:
+        return
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for first, end in _unchanged_mappings({str(path.resolve()) for path in weights}):
         advise(first, end - first, _MADV_NOHUGEPAGE)  # else one row of an embedding brings 2 MB
@@ -89,13 +96,20 @@ def release_mapped_pages(weights: Iterable[Path] = ()) -> None:
 
 
 def _unchanged_mappings(weights: Collection[str]) -> list[tuple[int, int]]:
-    """Addresses of the mappings of files that nothing was written to, nor is while we look."""
+    """Addresses of the mappings to let go of; none where the system does not tell."""
+    try:
+        lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    modules = (sys.modules.get(name) for name in ("numpy", "onnxruntime", "tokenizers"))
+    folders = tuple(f"{Path(str(module.__file__)).resolve().parent.parent}/" for module in modules if module)
     found, addresses = [], ""
-    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in lines:
         fields = line.split(maxsplit=5)
         if not fields[0].endswith(":"):  # the head of a mapping: addresses, rights, offset, device, inode, path
-            is_read_only = fields[-1] in weights or ("w" not in fields[1] and fields[-1].startswith("/"))
-            addresses = fields[0] if is_read_only else ""
+            path, is_written = fields[-1], "w" in fields[1]
+            lasts = path.startswith(folders) or _LASTING.fullmatch(path.rpartition("/")[2])
+            addresses = fields[0] if path in weights or (lasts and not is_written) else ""
         elif addresses and fields[0] == "Anonymous:" and fields[1] == "0":
             first, end = (int(address, 16) for address in addresses.split("-"))
             found.append((first, end))
