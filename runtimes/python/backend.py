@@ -66,6 +66,10 @@ class Backend(Protocol):
         """A new sequence with an empty cache."""
         ...
 
+    def release(self) -> None:
+        """Give back memory that is not needed until the next forward; called when a model is loaded and when a reply ends."""
+        ...
+
     def close(self) -> None:
         """Free the weights."""
         ...

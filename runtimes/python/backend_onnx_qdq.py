@@ -69,6 +69,9 @@ class QdqBackend:
             raise GenerationError("the model is closed", hint="load it again")
         return QdqDecoder(self.graph, self.sessions, self.context)
 
+    def release(self) -> None:
+        """See `Backend.release`: there is nothing here that is known to be free."""
+
     def close(self) -> None:
         """Free the weights, once every decoder is closed too."""
         self.sessions = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+import threading
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -17,6 +18,7 @@ from edgekit.errors import BundleError, GenerationError
 from edgekit.graph import Graph
 from edgekit.runtime_options import RuntimeOptions
 
+from .process_memory import release_pages, unchanged_mappings
 from .session_options import session_options
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -25,6 +27,7 @@ FIRST_CAPACITY = 512
 _CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8": "tensor(int8)"}
 # Windows' are private in any case.
 _PRIVATE: dict[str, int] = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+_MAPPING = threading.Lock()  # no session comes or goes while pages of mappings are let go of
 _QUIET = 3  # ONNX Runtime's severity "error": its warnings are for the program's author
 
 
@@ -51,9 +54,11 @@ class OnnxRuntimeBackend:
                 settings.add_external_initializers_from_files_in_memory(
                     list(self._weights), list(self._weights.values()), sizes
                 )
-            self.session: Any = ort.InferenceSession(
-                directory / graph.files[0], settings, providers=["CPUExecutionProvider"]
-            )
+            files = [directory / name for name in graph.files]
+            with _MAPPING:  # what is mapped meanwhile is this session's, and stays as long as it
+                before = unchanged_mappings(files)
+                self.session: Any = ort.InferenceSession(files[0], settings, providers=["CPUExecutionProvider"])
+                self._mappings = unchanged_mappings(files) - before
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             first_line = str(error).strip().splitlines()[0]
             raise BundleError(
@@ -76,7 +81,14 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         """Free the weights, once every decoder is closed too."""
-        self.session = None
+        with _MAPPING:
+            self.session = None
+
+    def release(self) -> None:
+        """See `Backend.release`: mapped weights that were only read to be packed, and rows that were looked up."""
+        with _MAPPING:
+            if self.session is not None:
+                release_pages(self._mappings)
 
 
 def _read_weights(directory: Path, graph: Graph) -> dict[str, bytes]:

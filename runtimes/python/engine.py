@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -30,7 +29,7 @@ from .constraint import TokenizerInfo
 from .context_policy import EncodedPrompt, FittedPrompt, check_policy, check_room, drop_oldest_turns, last_position
 from .model_session import ModelSession, put_together
 from .output import template_tools
-from .process_memory import release_free_memory, release_mapped_pages
+from .process_memory import release_free_memory
 from .provider_choice import CPU_ONLY, ProviderChoice, choose_provider, fall_back
 from .sequence import PREFILL_CHUNK, TokenSequence
 from .session_file import bundle_identity, read_session
@@ -38,11 +37,6 @@ from .session_store import SessionStore
 from .speculation import ForwardCosts
 
 __all__ = ["LoadedModel", "load_model"]
-
-
-# Pages of a file are let go of when it is first loaded: another model may be closing, and unmapping it, at any later time.
-_LOADING = threading.Lock()
-_LOADED: set[Path] = set()
 
 
 def load_model(
@@ -86,13 +80,10 @@ def load_model(
     tokenizer = _load_tokenizer(bundle.directory / "tokenizer.json")
     release_free_memory()  # what reading the tokenizer took: the weights can have it
     more = {"context": program.context, "options": options}
-    files = [(bundle.directory / name).resolve() for name in program.graph.files]
-    with _LOADING:
-        choice, backend = _open_backend(partial(backend_class, bundle.directory, program.graph, **more), choice, final)
-        release_free_memory()
-        release_mapped_pages(file for file in files if file not in _LOADED)
-        _LOADED.update(files)
-    return LoadedModel(bundle, program, backend, tokenizer, choice, started, session_cache_bytes)
+    choice, backend = _open_backend(partial(backend_class, bundle.directory, program.graph, **more), choice, final)
+    model = LoadedModel(bundle, program, backend, tokenizer, choice, started, session_cache_bytes)
+    model.release_memory()
+    return model
 
 
 def _open_backend(open_: Callable[..., Backend], choice: ProviderChoice, final: bool) -> tuple[ProviderChoice, Backend]:
@@ -310,6 +301,11 @@ class LoadedModel:
         starts = range(0, len(ids), PREFILL_CHUNK)
         chunks = (ids[start : start + PREFILL_CHUNK] for start in starts)
         return np.concatenate([decoder.forward(part, rows=len(part), rope_length=len(ids)).copy() for part in chunks])
+
+    def release_memory(self) -> None:
+        """Give back what loading or a reply took, and what is needed again only with the next one."""
+        release_free_memory()
+        self.backend.release()
 
     def close(self) -> None:
         """Free the weights, once every session is closed too."""

@@ -198,7 +198,10 @@ class ModelSession:
         with self._in_use():
             self._cancelled = cancelled
             self._sequence.slides = options.context_policy == "sliding"
-            yield from generation.steps()
+            try:
+                yield from generation.steps()
+            finally:
+                self._model.release_memory()
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MemoryUse", "memory_use", "peak_rss_bytes", "release_free_memory", "release_mapped_pages"]
+__all__ = ["MemoryUse", "memory_use", "peak_rss_bytes", "release_free_memory", "release_pages", "unchanged_mappings"]
 
-# Libraries that stay loaded as long as the process.
-_LASTING = re.compile(r"lib(python|c|m|stdc\+\+|gcc_s|crypto|ssl)[\d.-].*")
 _MADV_DONTNEED, _MADV_NOHUGEPAGE = 4, 15  # Linux
 _MACH_TASK_BASIC_INFO = 20  # Darwin
 
@@ -74,46 +71,37 @@ def release_free_memory() -> None:
         ctypes.CDLL(None).malloc_zone_pressure_relief(None, ctypes.c_size_t(0))
 
 
-def release_mapped_pages(weights: Iterable[Path] = ()) -> None:
-    """Let go of unchanged pages of mapped files, as the system does when memory is short; what is needed is mapped again.
-
-    Loading reads every weight, and code that is not needed again. Only mappings that can't go away meanwhile are touched, since
-    something else could lie at their addresses then: the interpreter, its packages and the C library stay as long as the
-    process.
-
-    Args:
-        weights: Files that nobody writes to or unmaps now. ONNX Runtime maps them as if they were written to.
-    """
-    if sys.platform != "linux":
-        return
-    advise = getattr(ctypes.CDLL(None), "madvise", None)
-    if not advise:
-        return
-    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for first, end in _unchanged_mappings({str(path.resolve()) for path in weights}):
-        advise(first, end - first, _MADV_NOHUGEPAGE)  # else one row of an embedding brings 2 MB
-        advise(first, end - first, _MADV_DONTNEED)
-
-
-def _unchanged_mappings(weights: Collection[str]) -> list[tuple[int, int]]:
-    """Addresses of the mappings to let go of; none where the system does not tell."""
+def unchanged_mappings(files: Iterable[Path]) -> frozenset[tuple[int, int]]:
+    """First and end address of each mapping of the files that nothing was written to; none where the system does not tell."""
+    names = {str(path.resolve()) for path in files}
     try:
         lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return []
-    modules = (sys.modules.get(name) for name in ("numpy", "onnxruntime", "tokenizers"))
-    folders = tuple(f"{Path(str(module.__file__)).resolve().parent.parent}/" for module in modules if module)
-    found, addresses = [], ""
+    except OSError:  # not Linux, or a system that hides it
+        return frozenset()
+    found, addresses = set(), ""
     for line in lines:
         fields = line.split(maxsplit=5)
         if not fields[0].endswith(":"):  # the head of a mapping: addresses, rights, offset, device, inode, path
-            path, is_written = fields[-1], "w" in fields[1]
-            lasts = path.startswith(folders) or _LASTING.fullmatch(path.rpartition("/")[2])
-            addresses = fields[0] if path in weights or (lasts and not is_written) else ""
+            addresses = fields[0] if fields[-1] in names else ""
         elif addresses and fields[0] == "Anonymous:" and fields[1] == "0":
             first, end = (int(address, 16) for address in addresses.split("-"))
-            found.append((first, end))
-    return found
+            found.add((first, end))
+    return frozenset(found)
+
+
+def release_pages(mappings: Iterable[tuple[int, int]]) -> None:
+    """Let go of the pages of mapped files, as the system does when memory is short; what is needed is mapped again.
+
+    Args:
+        mappings: As `unchanged_mappings` has them. They must still be there, and nothing may be written to them, ever.
+    """
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+    if not advise:
+        return
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for first, end in mappings:
+        advise(first, end - first, _MADV_NOHUGEPAGE)  # else one row of an embedding brings 2 MB
+        advise(first, end - first, _MADV_DONTNEED)
 
 
 def _proc_status(pid: int | None) -> dict[str, int]:

@@ -17,6 +17,10 @@ pytestmark = [
 ]
 # Of packed copies beside their scales, and of the interpreter with ONNX Runtime, numpy and the tokenizer (issue 5).
 WEIGHTS_FACTOR, RUNTIME_BYTES = 1.3, 80_000_000
+# Code of Python, numpy, ONNX Runtime and tokenizers that is mapped: 25 to 46 MB for the same program, by how large the pages are
+# that the system keeps those files in. The least of it is taken off the bound, and the rest is compared: private memory and the
+# pages of the weights' file.
+LIBRARY_BYTES = 25_000_000
 # Loading a bundle and generating touches every weight and fills the cache: nothing is small because it was not used yet.
 CHILD = """
 import json, sys, edgekit
@@ -26,7 +30,13 @@ with edgekit.load(sys.argv[1], threads=2) as model:
     model.end_tokens = frozenset()
     session = model.session()
     reply = session.generate("Why is the sky blue?", max_tokens=64)
-    print(json.dumps({"new_tokens": reply.stats.new_tokens, **asdict(memory_use())}))
+    weights, resident = False, 0
+    for line in open("/proc/self/smaps", encoding="utf-8"):
+        if not line.split()[0].endswith(":"):
+            weights = line.rstrip().endswith("model.onnx.data")
+        elif weights and line.startswith("Rss:"):
+            resident += 1024 * int(line.split()[1])
+    print(json.dumps({"new_tokens": reply.stats.new_tokens, "weight_pages_bytes": resident, **asdict(memory_use())}))
 """
 
 
@@ -40,4 +50,5 @@ def test_sample_stays_within_its_weights_and_a_fixed_part(sample_gguf: Path, tmp
     )
     found = json.loads(done.stdout)
     assert found["new_tokens"] == 64
-    assert weights_bytes * 0.9 < found["rss_bytes"] < WEIGHTS_FACTOR * weights_bytes + RUNTIME_BYTES
+    taken_bytes = found["private_bytes"] + found["weight_pages_bytes"]
+    assert weights_bytes * 0.9 < taken_bytes < WEIGHTS_FACTOR * weights_bytes + RUNTIME_BYTES - LIBRARY_BYTES

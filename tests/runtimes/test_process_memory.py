@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.runtimes.process_memory import MemoryUse, memory_use, peak_rss_bytes, release_mapped_pages
+from edgekit.runtimes.process_memory import MemoryUse, memory_use, peak_rss_bytes, release_pages, unchanged_mappings
 
 SIZE = 64_000_000
 SLACK = 8_000_000  # what the interpreter takes or frees meanwhile
@@ -36,7 +36,7 @@ def test_mapped_pages_are_let_go_of_and_read_again(tmp_path: Path) -> None:
         assert sum(pages[::4096]) == SIZE // 4096 * ord("a")
         touched = memory_use().mapped_bytes
         assert touched - before > SIZE - SLACK
-        release_mapped_pages([path])
+        release_pages(unchanged_mappings([path]))
         assert touched - memory_use().mapped_bytes > SIZE - SLACK
         assert pages[:4] == b"abcd"
 
@@ -47,7 +47,7 @@ def test_changed_pages_are_kept(tmp_path: Path) -> None:
     path.write_bytes(bytes(8192))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as pages:
         pages[:4] = b"mine"
-        release_mapped_pages([path])
+        release_pages(unchanged_mappings([path]))
         assert pages[:4] == b"mine"
 
 
