@@ -45,6 +45,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if any(length < CHUNK or length % CHUNK for length in arguments.lengths):
+        parser.error(f"--lengths are multiples of {CHUNK}, in which the texts are read")
     try:
         with tempfile.TemporaryDirectory() as work:
             rows = measure(arguments, Path(work))
