@@ -27,7 +27,9 @@ class Efficiency:
         token_bytes: Of the tokenizer, for each token of the vocabulary.
         packed_block_bytes: What the kernels' own layout adds to each quantized block, where the runtime option `prepacking`
             is on: it replaces what is stored, but for the scales, which it has besides.
+        looked_up_bytes: Of the mapped file, the most that looking up one row of an embedding makes resident.
         loading_bytes: What loading needs, and gives back.
+        widened_layers: Layers whose keys and values, kept in half precision, are there in float32 too while one is computed.
         prefill_chunk: Most tokens that are computed at once.
         caches: What keys and values may be kept as, the default first.
         whole_windows: The cache of a layer with a sliding window still holds the whole context.
@@ -47,7 +49,9 @@ class Efficiency:
     caches: tuple[CacheFormat, ...]
     token_bytes: int = 0
     packed_block_bytes: float = 0.0
+    looked_up_bytes: int = 0
     loading_bytes: int = 0
+    widened_layers: int = 0
     whole_windows: bool = True
     context_multiple: int = 1
     schemes: tuple[str, ...] = ()
@@ -61,10 +65,12 @@ EFFICIENCY: Mapping[str, Efficiency] = {
         cache_bandwidth=0.85,
         layer_s=15e-6,
         prefill_compute=0.25,
-        runtime_bytes=65_000_000,
+        runtime_bytes=77_000_000,
         token_bytes=285,
         packed_block_bytes=7.5,  # a float32 sum and scale of the block, less what a zero point took
+        looked_up_bytes=1_000_000,  # 64 KiB where the system keeps the file in small pages
         loading_bytes=20_000_000,
+        widened_layers=6,  # one, in the steps that the arena grows by
         prefill_chunk=128,  # edgekit.runtimes.sequence.PREFILL_CHUNK
         caches=(CacheFormat.FLOAT32, CacheFormat.FLOAT16, CacheFormat.INT8),
     ),

@@ -151,6 +151,8 @@ def write_profile(path: Path, *, force: bool = False) -> tuple[HostSpeed, Target
         raise TargetError(f"{path} is no name of a profile", hint="its name ends in .toml")
     if path.exists() and not force:
         raise TargetError(f"{path} exists", hint="use --force to overwrite it, or --out FILE")
+    if not path.absolute().parent.is_dir():
+        raise TargetError(f"{path} can't be written: there is no such folder", hint="make it, or use --out FILE")
     machine, sets = describe_machine(), instruction_sets()
     speed = measure_host(machine.cores)
     base = nearest_target(speed, machine, sets)

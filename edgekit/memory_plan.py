@@ -23,7 +23,7 @@ class MemoryPlan:
     """Bytes of one process with one sequence of the whole context.
 
     `total_bytes`, the peak, is the sum of `weights_bytes`, `packed_bytes`, `kv_bytes`, `activations_bytes`, `runtime_bytes` and
-    `loading_bytes`; `budget_bytes` is what an app may use there.
+    `loading_bytes`, less `unread_bytes`; `budget_bytes` is what an app may use there.
 
     Attributes:
         weights_bytes: As stored. Mapped ones count too: all of them are read for each token, but for `unread_bytes`.
@@ -31,6 +31,7 @@ class MemoryPlan:
         packed_bytes: What the kernels' own layout of the weights takes beyond the stored one: of an embedding that is the head
             too all of it, since both are used, the rows of one and the copy of the other.
         loading_bytes: By how much loading, before there is a cache, takes more than running.
+        unread_bytes: Of embeddings that are only looked up in the mapped file, what stays there.
         weights_by_kind: `weights_bytes` by class.
         kv_by_kind: `kv_bytes` by kind of layer.
     """
@@ -41,6 +42,7 @@ class MemoryPlan:
     activations_bytes: int
     runtime_bytes: int
     loading_bytes: int
+    unread_bytes: int
     total_bytes: int
     budget_bytes: int
     weights_mapped: bool
@@ -73,6 +75,13 @@ def plan_memory(
     chunk = min(context, efficiency.prefill_chunk)
     kept = sum(kv_by_kind.values())
     activations = _ACTIVATION_BYTES * (chunk * anatomy.widest + 2 * anatomy.vocab_size)
+    if cache is CacheFormat.FLOAT16:
+        widest = max((layer.per_token for layer in anatomy.caches), default=0)
+        activations += _ACTIVATION_BYTES * efficiency.widened_layers * widest * context
+    unread = 0
+    if options.mapped_weights:
+        looked_up = [group.size_bytes for group in groups if group.is_looked_up]
+        unread = max(sum(looked_up) - efficiency.looked_up_bytes * chunk, 0)
     lines = {
         "weights_bytes": sum(by_kind.values()),
         "packed_bytes": round(packed),
@@ -83,7 +92,8 @@ def plan_memory(
     }
     return MemoryPlan(
         **lines,
-        total_bytes=sum(lines.values()),
+        unread_bytes=unread,
+        total_bytes=sum(lines.values()) - unread,
         budget_bytes=budget_bytes,
         weights_mapped=options.mapped_weights,
         weights_by_kind=by_kind,

@@ -52,6 +52,8 @@ def _memory_lines(memory: MemoryPlan) -> list[str]:
     ]
     lines = [f"  memory      {size_text(memory.total_bytes)} of {size_text(memory.budget_bytes)}"]
     lines += [f"    {name:<13} {size_text(size):>8}  {parts}".rstrip() for name, size, parts in rows if size]
+    if memory.unread_bytes:
+        lines.append(f"    less          {size_text(memory.unread_bytes):>8}  of the embedding, which stay in the file")
     return lines
 
 

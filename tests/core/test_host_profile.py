@@ -104,4 +104,6 @@ def test_profile_is_not_overwritten_unasked(tmp_path: Path) -> None:
         write_profile(path)
     with pytest.raises(TargetError, match="no name of a profile"):
         write_profile(tmp_path / "mine.json")
+    with pytest.raises(TargetError, match="no such folder"):
+        write_profile(tmp_path / "nowhere" / "mine.toml")
     assert path.read_text(encoding="ascii") == "kept"
