@@ -46,10 +46,10 @@ class ControlGroup:
             2: ("memory.max", "memory.swap.max"),
             1: ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
         }[self.version]
-        (self.directory / limit).write_text(str(limit_bytes), encoding="ascii")
+        (self.directory / limit).write_text(str(limit_bytes), encoding="ascii", newline="\n")
         swap = self.directory / total
         if swap.exists():  # not where the system has no swap accounting
-            swap.write_text("0" if self.version == 2 else str(limit_bytes), encoding="ascii")
+            swap.write_text("0" if self.version == 2 else str(limit_bytes), encoding="ascii", newline="\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
     def write(code: str) -> str:
         (tmp_path / "work_of_a_child.py").write_text(code, encoding="utf-8")
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+        there = [path for path in [os.environ.get("PYTHONPATH")] if path]  # an empty entry is the working directory
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *there]))
         return "work_of_a_child"
 
     return write
