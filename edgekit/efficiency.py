@@ -22,7 +22,8 @@ class Efficiency:
         weight_bandwidth: By the bits of a stored weight, the share of the memory bandwidth that decoding reads it with.
         cache_bandwidth: The same for keys and values.
         layer_s: Time of a layer's small operators for one token, on any device.
-        prefill_compute: Share of the int8 peak that prefill reaches.
+        prefill_compute: Share of the target's int8 rate that prefill reaches. A processor's rate is what its cores reach in
+            products (`Cpu.int8_ops_per_s`), an NPU's its published peak.
         runtime_bytes: Interpreter and runtime, ready to run.
         token_bytes: Of the tokenizer, for each token of the vocabulary.
         packed_block_bytes: What the kernels' own layout adds to each quantized block, where the runtime option `prepacking`
@@ -64,7 +65,7 @@ EFFICIENCY: Mapping[str, Efficiency] = {
         weight_bandwidth={2: 0.75, 4: 0.75, 8: 0.85, 16: 0.85, 32: 0.85},
         cache_bandwidth=0.85,
         layer_s=15e-6,
-        prefill_compute=0.25,
+        prefill_compute=1.0,
         runtime_bytes=82_000_000,
         token_bytes=285,
         packed_block_bytes=7.5,  # a float32 sum and scale of the block, less what a zero point took

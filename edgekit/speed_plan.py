@@ -16,6 +16,7 @@ from edgekit.weight_plan import WeightGroup
 __all__ = ["SpeedPlan", "plan_speed"]
 
 _BASIS = "modelled from the target's bandwidth and int8 rate, with half of the context in use"
+_KNOWN_NPU = f"{_BASIS}; no NPU was measured"
 _UNKNOWN_NPU = f"{_BASIS}; the NPU's rate is not known, its cores' is taken"
 
 
@@ -66,7 +67,7 @@ def _compute(target: Target, efficiency: Efficiency) -> tuple[int, str]:
     if efficiency.unit == "cpu" or target.npu is None:
         return target.cpu.int8_ops_per_s, _BASIS
     known = target.npu.int8_ops_per_s
-    return (known, _BASIS) if known else (target.cpu.int8_ops_per_s, _UNKNOWN_NPU)
+    return (known, _KNOWN_NPU) if known else (target.cpu.int8_ops_per_s, _UNKNOWN_NPU)
 
 
 def _kept_bytes(anatomy: Anatomy, context: int, cache: CacheFormat) -> int:

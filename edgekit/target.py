@@ -70,7 +70,7 @@ class CoreGroup:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The processor. `int8_ops_per_s`: multiplications and additions of int8 a second, of the big cores together."""
+    """The processor. `int8_ops_per_s`: multiplications and additions of int8 a second that the big cores reach together."""
 
     cores: tuple[CoreGroup, ...]
     instruction_sets: tuple[InstructionSet, ...]
