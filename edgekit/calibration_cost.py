@@ -20,14 +20,15 @@ ELEMENTS_PER_S = 4e7  # that are rounded one column after the other, besides the
 
 @dataclass(frozen=True, slots=True)
 class CalibrationCost:
-    """Seconds, and the most memory in bytes at any time."""
+    """Seconds, those of them that one layer takes on average, and the most memory in bytes at any time."""
 
     seconds: float
+    layer_seconds: float
     peak_bytes: int
 
     def __str__(self) -> str:
         time = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
-        return f"about {time} and {self.peak_bytes / 1e9:.1f} GB"
+        return f"about {time} ({self.layer_seconds:.2g} s a layer) and {self.peak_bytes / 1e9:.1f} GB"
 
 
 def calibration_cost(shapes: Mapping[str, tuple[int, ...]], rounded: frozenset[str]) -> CalibrationCost:
@@ -43,7 +44,9 @@ def calibration_cost(shapes: Mapping[str, tuple[int, ...]], rounded: frozenset[s
     inside = sum(rows * columns for role, (rows, columns) in matrices.items() if role.startswith("layers."))
     running = 2 * inside * TOKENS / FLOPS
     seconds = writing + running + sum(_seconds(*matrices[role]) for role in rounded)
-    return CalibrationCost(seconds, _peak_bytes(matrices, rounded))
+    of_layers = running + sum(_seconds(*matrices[role]) for role in rounded if role.startswith("layers."))
+    layers = len({role.rpartition(".")[0] for role in matrices if role.startswith("layers.")})
+    return CalibrationCost(seconds, of_layers / max(layers, 1), _peak_bytes(matrices, rounded))
 
 
 def _seconds(rows: int, columns: int) -> float:

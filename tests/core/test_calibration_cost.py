@@ -33,7 +33,15 @@ def test_eight_billion_parameters_take_hours_and_gigabytes() -> None:
     assert 3600 < cost.seconds < 5 * 3600
     moments = 8 * (3 * 4096**2 + 14336**2)
     assert cost.peak_bytes == 3 * 4 * 3100 * 4096 + moments + 2 * 8 * 14336**2
-    assert str(cost) == f"about {cost.seconds / 60:.0f} min and {cost.peak_bytes / 1e9:.1f} GB"
+    time, layer = f"{cost.seconds / 60:.0f} min", f"{cost.layer_seconds:.2g} s a layer"
+    assert str(cost) == f"about {time} ({layer}) and {cost.peak_bytes / 1e9:.1f} GB"
+
+
+def test_a_layer_takes_its_part() -> None:
+    small, large = (model(layers, 64, 256, 32, 1000) for layers in (2, 6))
+    costs = [calibration_cost(shapes, frozenset(shapes) - {"final_norm"}) for shapes in (small, large)]
+    assert costs[0].layer_seconds == pytest.approx(costs[1].layer_seconds)
+    assert costs[0].layer_seconds * 2 < costs[0].seconds
 
 
 @pytest.mark.parametrize("more", [{"layers": 3}, {"hidden": 128}, {"inner": 512}, {"vocabulary": 2000}])
