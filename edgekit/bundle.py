@@ -27,6 +27,8 @@ HASHED_BYTES = 1 << 22
 # What file managers and copies between systems leave in every folder that they see; nothing of it is read.
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _APPLE_DOUBLE = "._"
+# All that a manifest may tell an NPU's tools: a vendor's other options name libraries to load and files to write.
+_NPU_OPTIONS = {"htp_arch", "soc_model"}
 _DAMAGED = "the bundle was changed or its copy is incomplete; convert the model again"
 _T = TypeVar("_T")
 
@@ -241,7 +243,10 @@ def _manifest_from(fields: _Fields) -> Manifest:
     files = fields.get("files", dict)
     for name in files:
         _check_path(name)
-    for name in (TOKENIZER, *(file for program in programs for file in program.graph.files)):
+    for name in (
+        TOKENIZER,
+        *(file for program in programs for file in (*program.graph.files, *program.graph.contexts)),
+    ):
         if name not in files:
             raise BundleError(f"{MANIFEST} does not list the file {name}", hint=_DAMAGED)
     return Manifest(
@@ -298,6 +303,7 @@ def _program_from(fields: _Fields) -> Program:
         graph.positions and not 0 < graph.window < context
     ):
         raise BundleError(f"{fields.path} slides over a window that it does not have", hint=_DAMAGED)
+    _check_npu(fields, graph)
     quality = fields.nested("quality")
     for key in ("kl_mean", "kl_bound"):
         if not isinstance(quality.values.get(key, 0.0), float | int):
@@ -306,6 +312,13 @@ def _program_from(fields: _Fields) -> Program:
         raise quality.wrong("kl_mean_interval", "two numbers")
     runtime = _runtime_from(fields.nested("runtime")) if "runtime" in fields.values else RuntimeOptions()
     return Program(graph, context, quality.values, runtime)
+
+
+def _check_npu(fields: _Fields, graph: Graph) -> None:
+    if not set(graph.npu) <= _NPU_OPTIONS:
+        raise fields.wrong("npu", f"an object of {' and '.join(sorted(_NPU_OPTIONS))} alone")
+    if len(graph.contexts) == 1:
+        raise fields.wrong("contexts", "a list with a file for each of two graphs")
 
 
 def _runtime_from(fields: _Fields) -> RuntimeOptions:

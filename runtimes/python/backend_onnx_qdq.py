@@ -104,10 +104,11 @@ def _check_declared(sessions: Mapping[str, GraphSession], graph: Graph, context:
     ends["head"] = {_RESIDUAL, graph.inputs["logits_start"]}
     agrees = all({value.name for value in sessions[name].get_inputs()} == names for name, names in ends.items())
     agrees = agrees and sessions["head"].get_outputs()[0].shape[-1] == graph.vocab_size
+    agrees = agrees and layout.dtype == "uint8" and layout.keys_transposed
     for name, new in (("prefill", graph.chunk), ("decode", 1)):
         shapes = {value.name: list(value.shape) for value in sessions[name].get_inputs()}
         outputs = {value.name: list(value.shape) for value in sessions[name].get_outputs()}
-        for index in range(layout.layers):
+        for index in range(min(layout.layers, len(shapes))):
             key, value = (past.replace("{}", str(index)) for past in layout.past)
             new_key, new_value = (present.replace("{}", str(index)) for present in layout.present)
             agrees = agrees and (

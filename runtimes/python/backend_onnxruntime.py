@@ -104,7 +104,7 @@ def _untouched(shape: tuple[int, ...], dtype: str) -> NDArray[np.generic]:
 
 def _check_declared(session: Any, graph: Graph) -> None:
     """Compare what the manifest says of the program with the program."""
-    layout, kind = graph.cache, _CACHE_TYPES[graph.cache.dtype]
+    layout, kind = graph.cache, _CACHE_TYPES.get(graph.cache.dtype)
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
     layers = range(min(layout.layers, len(inputs)))

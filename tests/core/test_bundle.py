@@ -146,6 +146,31 @@ def test_path_out_of_the_bundle_is_refused(name: str, own: Path, whole: Path) ->
         open_bundle(own)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("npu", {"htp_arch": "73", "backend_path": "/tmp/libevil.so"}),
+        ("npu", {"soc_model": 60}),
+        ("contexts", ["../prefill.onnx", "../decode.onnx"]),
+        ("contexts", ["/tmp/prefill.onnx", "/tmp/decode.onnx"]),
+        ("contexts", ["onnx/model.onnx"]),
+    ],
+)
+def test_program_names_no_library_and_no_file_outside(field: str, value: Any, own: Path, whole: Path) -> None:
+    """What goes to an NPU's tools is steered by nothing but the chip, and by files of the bundle."""
+    values = _manifest(whole)
+    values["programs"][0][field] = value
+    assert not _opens(own, values)
+
+
+def test_what_an_npu_is_told_is_read(own: Path, whole: Path) -> None:
+    values = _manifest(whole)
+    told = {"htp_arch": "73", "soc_model": "60"}
+    values["programs"][0] |= {"npu": told, "contexts": ["onnx/model.onnx", WEIGHTS]}
+    assert _opens(own, values)
+    assert open_bundle(own).program().graph.npu == told
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 @pytest.mark.parametrize("kind", ["file", "directory"])
 def test_link_out_of_the_bundle_is_refused(kind: str, own: Path) -> None:
