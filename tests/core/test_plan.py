@@ -190,6 +190,14 @@ def test_unknown_format_is_refused() -> None:
     assert "onnx" in str(caught.value.hint)
 
 
+def test_recipe_file_with_the_name_of_a_recipe_is_not_taken_for_it(tmp_path: Path) -> None:
+    """NPU programs are written with the recipe, and would leave out what the file asks for."""
+    path = tmp_path / "int8.toml"
+    path.write_text('bits = 8\nblock_size = 64\nscaling = "awq"\n', encoding="utf-8")
+    with pytest.raises(UnsupportedError, match="not written with the recipe file int8 but int8, int4"):
+        make_plan(source_of(SMOLLM2_135M), LINUX, format="onnx-qdq", quant=str(path))
+
+
 def test_target_without_a_format_that_is_converted_to_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="takes coreai"):
         make_plan(source_of(SMOLLM2_135M), device(formats=("coreai",)))
