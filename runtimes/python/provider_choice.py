@@ -151,8 +151,9 @@ def _verify_devices(name: str) -> _Trial:
 
 def _try_kept(bundle: Bundle, program: Program, name: str, *, any_device: bool = False) -> _Trial:
     """What is known of a provider and this program here, or is found out now. Who asks for one by name tries it again."""
-    path = cache_directory() / "providers" / f"{_key(bundle, program, name, any_device)}.json"
-    kept = _read_trial(path)
+    folder = cache_directory()
+    path = folder / "providers" / f"{_key(bundle, program, name, any_device)}.json" if folder else None
+    kept = _read_trial(path) if path else None
     if kept is not None and not (any_device and kept.problem):
         return kept
     task = {
@@ -165,7 +166,8 @@ def _try_kept(bundle: Bundle, program: Program, name: str, *, any_device: bool =
         trial = _Trial(**run_child(PROBE, task, timeout_s=PROBE_TIMEOUT_S))
     except ChildError as error:
         trial = _Trial("", error.message)
-    _keep_trial(path, trial)
+    if path:
+        _keep_trial(path, trial)
     return trial
 
 
@@ -183,9 +185,12 @@ def _key(bundle: Bundle, program: Program, name: str, any_device: bool) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def cache_directory() -> Path:
-    """Where this user's programs may keep what they can find out again; it may not be there yet."""
-    home = Path.home()
+def cache_directory() -> Path | None:
+    """Where this user's programs may keep what they can find out again; it may not be there yet. None for users of no home."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # containers run as users that the system does not know
+        return None
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "edgekit" / "cache"
     if sys.platform == "darwin":

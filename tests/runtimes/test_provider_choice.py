@@ -193,6 +193,21 @@ def test_nothing_need_be_kept(npu_bundle: Bundle, machine: Machine, own_cache: P
     assert choose(npu_bundle).name == "cpu"
 
 
+def test_user_without_a_home_keeps_nothing(
+    npu_bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in containers that run as a number."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.undo()  # the real `cache_directory`
+    monkeypatch.setattr(Path, "home", no_home)
+    assert provider_choice.cache_directory() is None
+    machine(qnn=NO_LIBRARY)
+    assert choose(npu_bundle).name == "cpu"
+
+
 def test_provider_that_fails_after_its_trial_gives_way(
     npu_bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
