@@ -74,7 +74,7 @@ def convert(
         EdgeKitError: See `edgekit.errors`; then nothing is written.
     """
     opened, device = open_source(source), load_target(target)
-    asked = [format] if format is None or isinstance(format, str) else list(format)
+    asked: list[str | None] = [format] if format is None or isinstance(format, str) else [*format] or [None]
     outline, budget = outline_of(opened), _budget(max_size_bytes, max_kl, quant, asked)
     plans = _make_plans(outline, device, asked, quant=SEARCHED if budget else quant, context=context, cache=cache)
     check = partial(

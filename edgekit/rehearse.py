@@ -92,7 +92,10 @@ def _fill_context(task: dict[str, Any], limit: MemoryLimit, cores: int) -> Outco
     outcome, output = _run(child_command(REHEARSAL_WORKER), limit, cores, captured=True, text=json.dumps(task))
     if outcome.killed:
         return outcome
-    reply = json.loads(output.splitlines()[-1]) if output.strip() and not outcome.returncode else {}
+    try:
+        reply = json.loads(output.strip().splitlines()[-1]) if output.strip() and not outcome.returncode else {}
+    except ValueError:  # a vendor's library had the last word
+        reply = {"error": "it ended without an answer"}
     if "answer" not in reply:
         reason = reply.get("error", f"it ended with code {outcome.returncode}")
         raise GenerationError(f"the rehearsal failed, and not for memory: {reason}", hint=reply.get("hint"))

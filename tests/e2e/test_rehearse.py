@@ -159,3 +159,7 @@ def test_without_permission_there_is_no_group(tmp_path: Path) -> None:
     )
     groups.write_text("4:memory:/here\n0::/here\n", encoding="ascii")
     assert make_control_group(1_000_000, mounts, groups) is None
+
+
+def test_system_that_hides_its_groups_has_none(tmp_path: Path) -> None:
+    assert make_control_group(1_000_000, tmp_path / "mounts", tmp_path / "cgroup") is None
