@@ -2,7 +2,8 @@
 
 A vendor's library can be missing, refuse the graph, crash, or compute nonsense. Each of these is found out by a child process
 that loads the program and checks its first tokens against the bundle's goldens; then the CPU runs the program, and the
-choice says why. What was found out is kept until a version, the machine or the program changes.
+choice says why. What was found out is kept until a version, the machine or the program changes; what was wrong, for a day:
+a driver may be installed meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -31,6 +33,7 @@ __all__ = ["CPU_ONLY", "ProviderChoice", "cache_directory", "choose_provider", "
 
 PROBE = "edgekit.runtimes.provider_probe"
 DEVICES = "edgekit.runtimes.provider_devices"
+PROBLEM_KEPT_S = 86_400.0
 PROBE_TIMEOUT_S = 300.0  # an NPU's compiler takes minutes for a large graph, once
 
 
@@ -201,7 +204,8 @@ def cache_directory() -> Path | None:
 def _read_trial(path: Path) -> _Trial | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return _Trial(str(values["device"]), str(values["problem"]))
+        trial = _Trial(str(values["device"]), str(values["problem"]))
+        return None if trial.problem and time.time() - path.stat().st_mtime > PROBLEM_KEPT_S else trial
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: it is found out again
         return None
 

@@ -178,6 +178,22 @@ def test_what_was_found_out_is_kept(npu_bundle: Bundle, machine: Machine, monkey
         choose(npu_bundle)
 
 
+def test_problem_is_looked_at_again_after_a_day(
+    npu_bundle: Bundle, machine: Machine, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver may be there now, which no version that is known here tells."""
+    machine(qnn=NO_LIBRARY)
+    choose(npu_bundle)
+    (kept,) = (own_cache / "providers").iterdir()
+    monkeypatch.setattr(provider_choice, "run_child", _no_child)
+    before = kept.stat().st_mtime - provider_choice.PROBLEM_KEPT_S
+    os.utime(kept, (before + 600, before + 600))
+    choose(npu_bundle)
+    os.utime(kept, (before - 1, before - 1))
+    with pytest.raises(AssertionError, match="a child"):
+        choose(npu_bundle)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"device": "npu"}'])
 def test_damaged_memory_is_not_believed(npu_bundle: Bundle, machine: Machine, own_cache: Path, content: str) -> None:
     machine(qnn=NO_LIBRARY)
