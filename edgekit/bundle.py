@@ -294,6 +294,19 @@ def _program_from(fields: _Fields) -> Program:
         contexts=fields.listed("contexts", str) if "contexts" in fields.values else (),
     )
     context = fields.size("context")
+    _check_graph(fields, graph, context)
+    quality = fields.nested("quality")
+    for key in ("kl_mean", "kl_bound"):
+        value = quality.values.get(key, 0.0)
+        if not isinstance(value, float) and not (isinstance(value, int) and abs(value) <= sys.float_info.max):
+            raise quality.wrong(key, "a number")
+    if "kl_mean_interval" in quality.values and len(quality.listed("kl_mean_interval", float)) != 2:
+        raise quality.wrong("kl_mean_interval", "two numbers")
+    runtime = _runtime_from(fields.nested("runtime")) if "runtime" in fields.values else RuntimeOptions()
+    return Program(graph, context, quality.values, runtime)
+
+
+def _check_graph(fields: _Fields, graph: Graph, context: int) -> None:
     if not graph.files or not context or graph.cache.dtype not in CACHE_ELEMENT_BYTES:
         raise BundleError(f"{fields.path} lacks files, a context or a known cache type", hint=_DAMAGED)
     wanted = {"tokens", "logits_start", "past_length" if graph.chunk else "length"}
@@ -303,18 +316,6 @@ def _program_from(fields: _Fields) -> Program:
         graph.positions and not 0 < graph.window < context
     ):
         raise BundleError(f"{fields.path} slides over a window that it does not have", hint=_DAMAGED)
-    _check_npu(fields, graph)
-    quality = fields.nested("quality")
-    for key in ("kl_mean", "kl_bound"):
-        if not isinstance(quality.values.get(key, 0.0), float | int):
-            raise quality.wrong(key, "a number")
-    if "kl_mean_interval" in quality.values and len(quality.listed("kl_mean_interval", float)) != 2:
-        raise quality.wrong("kl_mean_interval", "two numbers")
-    runtime = _runtime_from(fields.nested("runtime")) if "runtime" in fields.values else RuntimeOptions()
-    return Program(graph, context, quality.values, runtime)
-
-
-def _check_npu(fields: _Fields, graph: Graph) -> None:
     if not set(graph.npu) <= _NPU_OPTIONS:
         raise fields.wrong("npu", f"an object of {' and '.join(sorted(_NPU_OPTIONS))} alone")
     if len(graph.contexts) == 1:

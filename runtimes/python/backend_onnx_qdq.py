@@ -52,6 +52,8 @@ class QdqBackend:
         options: RuntimeOptions,
         provider: str = "cpu",
     ) -> None:
+        if not graph.chunk:  # a manifest that leaves it out describes another kind of program
+            raise _not_described(graph)
         self.graph, self.context = graph, context
         self.sessions: Mapping[str, GraphSession] | None = {
             name: _open(directory, name, provider if name in {"prefill", "decode"} else "cpu", options, graph)
@@ -119,10 +121,14 @@ def _check_declared(sessions: Mapping[str, GraphSession], graph: Graph, context:
             )
         agrees = agrees and _RESIDUAL in outputs and len(outputs) == 1 + 2 * layout.layers
     if not agrees:
-        raise BundleError(
-            f"{graph.files[0]} and the graphs beside it are not the program that the manifest describes",
-            hint="convert the model again",
-        )
+        raise _not_described(graph)
+
+
+def _not_described(graph: Graph) -> BundleError:
+    return BundleError(
+        f"{graph.files[0]} and the graphs beside it are not the program that the manifest describes",
+        hint="convert the model again",
+    )
 
 
 class QdqDecoder:

@@ -111,7 +111,8 @@ def _check_declared(session: Any, graph: Graph) -> None:
     names = [name.replace("{}", str(index)) for index in layers for name in layout.past]
     written = [name.replace("{}", str(index)) for index in layers for name in layout.present]
     agrees = (
-        inputs.keys() == {*graph.inputs.values(), *names}
+        not graph.chunk
+        and inputs.keys() == {*graph.inputs.values(), *names}
         and outputs.keys() == {*graph.outputs.values(), *written}
         and len(inputs) == len(graph.inputs) + len(names)
         and outputs[graph.outputs["logits"]].shape[-1] == graph.vocab_size

@@ -146,6 +146,13 @@ def test_path_out_of_the_bundle_is_refused(name: str, own: Path, whole: Path) ->
         open_bundle(own)
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), "0.1", None, [0.1]])
+def test_quality_that_is_no_number_is_refused(value: Any, own: Path, whole: Path) -> None:
+    values = _manifest(whole)
+    values["programs"][0]["quality"]["kl_mean"] = value
+    assert not _opens(own, values)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
