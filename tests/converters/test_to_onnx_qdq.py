@@ -242,6 +242,7 @@ def test_program_that_is_not_the_manifests_is_refused(program: Any) -> None:
     for wrong in (
         replace(graph, vocab_size=7),
         replace(graph, chunk=64),
+        replace(graph, chunk=0, files=graph.files[:1]),
         *(replace(graph, cache=one) for one in others),
     ):
         with pytest.raises(BundleError, match="not the program"):

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,20 @@ def test_session_computes_what_the_graph_says(provider: str, tmp_path: Path, cap
     found: NDArray[Any] = session.run(["y"], {"x": x})[0]
     assert np.abs(found - x @ weights).max() < TOLERANCE
     assert not capfd.readouterr().out  # stdout is for data
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_threads_that_share_a_session_get_their_own_results(provider: str, tmp_path: Path) -> None:
+    """As the sequences of a server do."""
+    if not installed(provider):
+        pytest.skip(f"{provider} is not installed")
+    write_quantized_product(tmp_path / "product.onnx")
+    session = open_session(tmp_path / "product.onnx", provider, device="cpu")
+    inputs = np.random.default_rng(2).normal(0, 1, (64, 1, ROWS, INPUTS)).astype(np.float32)
+    expected = [session.run(None, {"x": x})[0] for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda x: session.run(None, {"x": x})[0], inputs))
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
