@@ -116,6 +116,12 @@ class Bundle:
                 return program
         raise BundleError(f"{self.directory} has no {format} program", hint=f"it has: {', '.join(formats)}")
 
+    def plan_of(self, program: Program) -> Mapping[str, Any]:
+        """What the manifest says of one program's plan: the first one's, or one of the `other_programs`."""
+        others = self.manifest.plan.get("other_programs")
+        other = others.get(program.graph.format) if isinstance(others, dict) else None
+        return other if isinstance(other, dict) else self.manifest.plan
+
 
 def open_bundle(directory: str | Path, *, check_hashes: bool = True) -> Bundle:
     """Open a bundle and check its files.

@@ -90,7 +90,7 @@ def choose_provider(
         return _choose_asked(bundle, program, asked, verifying)
     if possible == ("cpu",):
         return CPU_ONLY
-    preferred = str(bundle.manifest.plan.get("provider") or "")
+    preferred = str(bundle.plan_of(program).get("provider") or "")
     order = sorted((name for name in possible if name != "cpu"), key=lambda name: name != preferred)
     passed_over: list[str] = []
     for name in order:

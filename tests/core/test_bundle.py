@@ -242,3 +242,17 @@ def test_program_is_chosen_by_format(own: Path) -> None:
     assert bundle.program() is bundle.program("onnx") is bundle.manifest.programs[0]
     with pytest.raises(BundleError, match="has no coreml program"):
         bundle.program("coreml")
+
+
+@pytest.mark.parametrize("others", [None, [], {}, {"onnx": 3}, {"onnx-qdq": {"quant": "int4"}}])
+def test_plan_of_a_program_is_the_first_ones_where_there_is_no_other(others: Any, own: Path, whole: Path) -> None:
+    values = _manifest(whole)
+    values["plan"]["other_programs"] = others
+    assert _opens(own, values)
+    opened = open_bundle(own)
+    assert opened.plan_of(opened.program()) == values["plan"]
+    other = {"quant": "fp32"}
+    values["plan"]["other_programs"] = {"onnx": other}
+    assert _opens(own, values)
+    opened = open_bundle(own)
+    assert opened.plan_of(opened.program()) == other

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,16 @@ def test_what_is_not_installed_is_passed_over(npu_bundle: Bundle, machine: Machi
     with pytest.raises(MissingExtraError) as caught:
         choose(npu_bundle, asked="qnn")
     assert caught.value.hint == 'pip install "edgekit-toolkit[qnn]"'
+
+
+def test_plan_that_prefers_is_that_of_the_program(npu_bundle: Bundle, machine: Machine) -> None:
+    """A bundle's second program was planned apart from its first."""
+    machine()
+    plan = {"provider": "", "notes": [], "other_programs": {"onnx-qdq": npu_bundle.manifest.plan}}
+    bundle = replace(npu_bundle, manifest=replace(npu_bundle.manifest, plan=plan))
+    for verifying in (False, True):
+        assert choose(bundle, verifying=verifying) == choose(npu_bundle, verifying=verifying)
+    assert choose(bundle, verifying=True).passed_over == ("qnn: onnxruntime-qnn is not installed",)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals: a crash there is a code")
