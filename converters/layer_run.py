@@ -132,7 +132,7 @@ def open_layer(source: Source, index: int, place: Path, *, context: int, changes
 
 
 @contextmanager
-def told_as_conversion_errors(index: int) -> Iterator[None]:
+def told_as_conversion_errors(index: int, hint: str = WITHOUT_CALIBRATION) -> Iterator[None]:
     """What ONNX Runtime says of a layer, as an error of the conversion; what is one already, and want of memory, pass through."""
     try:
         yield
@@ -140,7 +140,7 @@ def told_as_conversion_errors(index: int) -> Iterator[None]:
         raise
     except Exception as error:  # ONNX Runtime's errors share no base class but this
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"layer {index} does not run: {first_line}", hint=WITHOUT_CALIBRATION) from error
+        raise ConversionError(f"layer {index} does not run: {first_line}", hint=hint) from error
 
 
 def embed_tokens(tensors: tuple[Tensor, ...], tokens: NDArray[np.int64], config: ModelConfig) -> Floats:

@@ -46,6 +46,7 @@ HIDDEN_SCORE = 20.0
 # Ranges are this much wider than on the texts seen: half a step's loss in exchange for fewer clipped values.
 HEADROOM = 1.1
 NEVER_SEEN = -1e6
+WITHOUT_CALIBRATION = "use --format onnx, which need not be calibrated"
 _DATA = "layer.onnx.data"
 _CACHE_BITS = 8
 Floats = NDArray[np.float32]
@@ -103,7 +104,7 @@ def _run_layer(
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, THREADS
     after = []
-    with told_as_conversion_errors(index):
+    with told_as_conversion_errors(index, WITHOUT_CALIBRATION):
         session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
         for state in states:
             found = dict(zip(names, session.run(names, _feeds(config, index, state)), strict=True))
@@ -133,7 +134,7 @@ def _widen(bounds: Bounds, name: str, arrays: Sequence[Floats]) -> None:
     for values in arrays:
         least, most = float(values.min()), float(values.max())
         if not (math.isfinite(least) and math.isfinite(most)):
-            raise ConversionError(f"{name} has values that are not finite numbers", hint="use --format onnx")
+            raise ConversionError(f"{name} has values that are not finite numbers", hint=WITHOUT_CALIBRATION)
         low, high = bounds.get(name, (0.0, 0.0))
         bounds[name] = min(low, least), max(high, most)
 

@@ -126,6 +126,11 @@ def test_elsewhere_it_is_not_rehearsed(
             2,
             "--rehearse takes no --reference",
         ),
+        (
+            ["verify", "b", "--rehearse", "raspberry-pi-5", "--format", "onnx", "--format", "onnx-qdq"],
+            2,
+            "one --format at a time",
+        ),
         (["run", "nowhere.edgekit", "hello", "--rehearse", "raspberry-pi-5"], 1, "no such directory"),
     ],
 )
