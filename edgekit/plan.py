@@ -238,8 +238,11 @@ def _obstacle(format: str, outline: Outline, scheme: QuantScheme | None) -> str:
     if format not in CONVERTERS:
         return "is not converted to yet"
     efficiency, anatomy = EFFICIENCY[format], outline.anatomy
-    # not the names alone: a recipe file may be called int8.toml and ask for something else
-    if scheme and efficiency.schemes and scheme not in [RECIPES[name] for name in efficiency.schemes]:
+    # Not the names alone: a recipe file may be called int8.toml and ask for something else. Row-scaled ones are of a plan.
+    if (
+        scheme and efficiency.schemes and not scheme.row_scaled
+        and scheme not in [RECIPES[name] for name in efficiency.schemes]
+    ):  # fmt: skip
         which = "the recipe file " * (scheme.name in efficiency.schemes) + scheme.name
         return f"is not written with {which} but {', '.join(efficiency.schemes)}"
     other = {layer.kind for layer in anatomy.caches} - {"full", "sliding"}
