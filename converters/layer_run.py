@@ -48,9 +48,11 @@ class LayerOutputs:
     factors: Mapping[str, Floats]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LayerRun:
-    """A loaded layer; `factors`: the roles of its matrices, and the values they are multiplied with."""
+    """A loaded layer; `factors`: the roles of its matrices, and the values they are multiplied with. Its session is None once
+    it is closed.
+    """
 
     config: ModelConfig
     index: int
@@ -121,20 +123,24 @@ def open_layer(source: Source, index: int, place: Path, *, context: int, changes
         program.write_bytes(emitted.builder.model(config.model_type).SerializeToString(deterministic=True))
         with told_as_conversion_errors(index):
             session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
-        yield LayerRun(config, index, session, emitted.factors, residual, normed)
+        layer = LayerRun(config, index, session, emitted.factors, residual, normed)
         del session
+        try:
+            yield layer
+        finally:
+            layer.session = None  # the receiver still has the layer, and Windows removes no file that is mapped
 
 
 @contextmanager
-def told_as_conversion_errors(index: int) -> Iterator[None]:
-    """What ONNX Runtime says of a layer, as an error of the conversion; want of memory passes through."""
+def told_as_conversion_errors(index: int, hint: str = WITHOUT_CALIBRATION) -> Iterator[None]:
+    """What ONNX Runtime says of a layer, as an error of the conversion; what is one already, and want of memory, pass through."""
     try:
         yield
-    except MemoryError:
+    except (ConversionError, MemoryError):
         raise
     except Exception as error:  # ONNX Runtime's errors share no base class but this
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"layer {index} does not run: {first_line}", hint=WITHOUT_CALIBRATION) from error
+        raise ConversionError(f"layer {index} does not run: {first_line}", hint=hint) from error
 
 
 def embed_tokens(tensors: tuple[Tensor, ...], tokens: NDArray[np.int64], config: ModelConfig) -> Floats:

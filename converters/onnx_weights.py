@@ -98,7 +98,7 @@ class StoredWeights:
             "Add", [self._in_blocks(found, form.block_size), graph.op("Gather", [column, tokens], f"{output}.offsets")],
             f"{output}.moved",
         )  # fmt: skip
-        return graph.op("Reshape", [moved, graph.shared_constant("flat_shape", np.array([0, 0, -1]))], output)
+        return graph.op("Reshape", [moved, graph.shared_constant("flat_shape", np.array([0, 0, -1], np.int64))], output)
 
     def _matrix(self, plan: WeightPlan, regions: WeightRegions, value: str, bias: str, output: str) -> str:
         form, graph = plan.format, self.graph

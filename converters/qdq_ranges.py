@@ -5,6 +5,7 @@ The graph's own float rendering is run, one layer at a time over all texts, so t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from onnx import TensorProto
 
 from edgekit.calibration import THREADS
 from edgekit.config import ModelConfig
+from edgekit.errors import ConversionError
 from edgekit.progress import Progress, ProgressFn
 from edgekit.source import Source, part_shapes
 from edgekit.staging import working_directory, writable
@@ -44,6 +46,7 @@ HIDDEN_SCORE = 20.0
 # Ranges are this much wider than on the texts seen: half a step's loss in exchange for fewer clipped values.
 HEADROOM = 1.1
 NEVER_SEEN = -1e6
+WITHOUT_CALIBRATION = "use --format onnx, which need not be calibrated"
 _DATA = "layer.onnx.data"
 _CACHE_BITS = 8
 Floats = NDArray[np.float32]
@@ -64,6 +67,10 @@ def calibrated_encodings(
         texts: Token ids to calibrate on.
         weights: The layers'.
         place: Where a layer's float32 weights may lie for a while.
+
+    Raises:
+        SourceError: A weight is not a finite number.
+        ConversionError: A layer does not run, or computes values that are not finite numbers.
     """
     config = source.config
     bounds: Bounds = {}
@@ -97,7 +104,7 @@ def _run_layer(
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, THREADS
     after = []
-    with told_as_conversion_errors(index):
+    with told_as_conversion_errors(index, WITHOUT_CALIBRATION):
         session = ort.InferenceSession(program, options, providers=["CPUExecutionProvider"])
         for state in states:
             found = dict(zip(names, session.run(names, _feeds(config, index, state)), strict=True))
@@ -125,8 +132,11 @@ def _feeds(config: ModelConfig, index: int, state: Floats) -> dict[str, Floats]:
 
 def _widen(bounds: Bounds, name: str, arrays: Sequence[Floats]) -> None:
     for values in arrays:
+        least, most = float(values.min()), float(values.max())
+        if not (math.isfinite(least) and math.isfinite(most)):
+            raise ConversionError(f"{name} has values that are not finite numbers", hint=WITHOUT_CALIBRATION)
         low, high = bounds.get(name, (0.0, 0.0))
-        bounds[name] = min(low, float(values.min())), max(high, float(values.max()))
+        bounds[name] = min(low, least), max(high, most)
 
 
 def _encodings(config: ModelConfig, bounds: Bounds) -> dict[str, Encoding]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from edgekit.cache_scales import find_cache_scales
+from edgekit.calibration import THREADS
 from edgekit.config import ModelConfig
 from edgekit.graph import Graph
 from edgekit.plan import INT8_LEVEL, Plan
@@ -45,7 +48,8 @@ def export(
     emitted = _emit(config, plan)
     if plan.scaled:
         moments = second_moments(source, texts, directory.parent, plan.scaled, stage="scale", on_progress=on_progress)
-        scales = find_scales(source, plan.weights, moments, int8_activations=plan.accuracy_level == INT8_LEVEL)
+        with threadpool_limits(THREADS, user_api="blas"):
+            scales = find_scales(source, plan.weights, moments, int8_activations=plan.accuracy_level == INT8_LEVEL)
         source = scaled_source(source, scales)
     guides = rounding_guides(source, texts, directory.parent, plan.calibrated) if plan.calibrated else ()
     ranged = find_cache_scales(source, plan, texts, directory, on_progress=on_progress) if emitted.cache_scales else ()

@@ -27,6 +27,8 @@ HASHED_BYTES = 1 << 22
 # What file managers and copies between systems leave in every folder that they see; nothing of it is read.
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _APPLE_DOUBLE = "._"
+# All that a manifest may tell an NPU's tools: a vendor's other options name libraries to load and files to write.
+_NPU_OPTIONS = {"htp_arch", "soc_model"}
 _DAMAGED = "the bundle was changed or its copy is incomplete; convert the model again"
 _T = TypeVar("_T")
 
@@ -113,6 +115,12 @@ class Bundle:
             if format in {None, program.graph.format}:
                 return program
         raise BundleError(f"{self.directory} has no {format} program", hint=f"it has: {', '.join(formats)}")
+
+    def plan_of(self, program: Program) -> Mapping[str, Any]:
+        """What the manifest says of one program's plan: the first one's, or one of the `other_programs`."""
+        others = self.manifest.plan.get("other_programs")
+        other = others.get(program.graph.format) if isinstance(others, dict) else None
+        return other if isinstance(other, dict) else self.manifest.plan
 
 
 def open_bundle(directory: str | Path, *, check_hashes: bool = True) -> Bundle:
@@ -241,7 +249,10 @@ def _manifest_from(fields: _Fields) -> Manifest:
     files = fields.get("files", dict)
     for name in files:
         _check_path(name)
-    for name in (TOKENIZER, *(file for program in programs for file in program.graph.files)):
+    for name in (
+        TOKENIZER,
+        *(file for program in programs for file in (*program.graph.files, *program.graph.contexts)),
+    ):
         if name not in files:
             raise BundleError(f"{MANIFEST} does not list the file {name}", hint=_DAMAGED)
     return Manifest(
@@ -289,6 +300,19 @@ def _program_from(fields: _Fields) -> Program:
         contexts=fields.listed("contexts", str) if "contexts" in fields.values else (),
     )
     context = fields.size("context")
+    _check_graph(fields, graph, context)
+    quality = fields.nested("quality")
+    for key in ("kl_mean", "kl_bound"):
+        value = quality.values.get(key, 0.0)
+        if not isinstance(value, float) and not (isinstance(value, int) and abs(value) <= sys.float_info.max):
+            raise quality.wrong(key, "a number")
+    if "kl_mean_interval" in quality.values and len(quality.listed("kl_mean_interval", float)) != 2:
+        raise quality.wrong("kl_mean_interval", "two numbers")
+    runtime = _runtime_from(fields.nested("runtime")) if "runtime" in fields.values else RuntimeOptions()
+    return Program(graph, context, quality.values, runtime)
+
+
+def _check_graph(fields: _Fields, graph: Graph, context: int) -> None:
     if not graph.files or not context or graph.cache.dtype not in CACHE_ELEMENT_BYTES:
         raise BundleError(f"{fields.path} lacks files, a context or a known cache type", hint=_DAMAGED)
     wanted = {"tokens", "logits_start", "past_length" if graph.chunk else "length"}
@@ -298,14 +322,10 @@ def _program_from(fields: _Fields) -> Program:
         graph.positions and not 0 < graph.window < context
     ):
         raise BundleError(f"{fields.path} slides over a window that it does not have", hint=_DAMAGED)
-    quality = fields.nested("quality")
-    for key in ("kl_mean", "kl_bound"):
-        if not isinstance(quality.values.get(key, 0.0), float | int):
-            raise quality.wrong(key, "a number")
-    if "kl_mean_interval" in quality.values and len(quality.listed("kl_mean_interval", float)) != 2:
-        raise quality.wrong("kl_mean_interval", "two numbers")
-    runtime = _runtime_from(fields.nested("runtime")) if "runtime" in fields.values else RuntimeOptions()
-    return Program(graph, context, quality.values, runtime)
+    if not set(graph.npu) <= _NPU_OPTIONS:
+        raise fields.wrong("npu", f"an object of {' and '.join(sorted(_NPU_OPTIONS))} alone")
+    if len(graph.contexts) == 1:
+        raise fields.wrong("contexts", "a list with a file for each of two graphs")
 
 
 def _runtime_from(fields: _Fields) -> RuntimeOptions:

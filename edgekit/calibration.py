@@ -16,7 +16,7 @@ from edgekit.source import Source
 if TYPE_CHECKING:
     from edgekit.runtimes.engine import LoadedModel
 
-__all__ = ["THREADS", "calibration_texts"]
+__all__ = ["THREADS", "calibration_texts", "text_tokens"]
 
 NEW_TOKENS = 128  # of each text
 FEW_TOKENS = 32  # where only a cache's ranges are wanted
@@ -51,6 +51,12 @@ _OPENINGS = (
 )
 
 
+def text_tokens(plan: Plan) -> int:
+    """Tokens that each text goes on for, past its prompt: few where only a cache's ranges are wanted."""
+    only_ranges = not (plan.calibrated or plan.scaled) and not EFFICIENCY[plan.format].quantized_activations
+    return FEW_TOKENS if only_ranges else NEW_TOKENS
+
+
 def calibration_texts(
     source: Source, plan: Plan, bundle_directory: Path, *, on_progress: ProgressFn | None = None
 ) -> tuple[tuple[int, ...], ...]:
@@ -62,8 +68,7 @@ def calibration_texts(
         BundleError: The 8-bit program does not load.
     """
     texts: list[tuple[int, ...]] = []
-    only_ranges = not (plan.calibrated or plan.scaled) and not EFFICIENCY[plan.format].quantized_activations
-    new_tokens = FEW_TOKENS if only_ranges else NEW_TOKENS
+    new_tokens = text_tokens(plan)
     with companion(
         source, bundle_directory, quant="int8", context=plan.context, stage="prepare",
         threads=THREADS, on_progress=on_progress,

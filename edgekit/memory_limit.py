@@ -107,8 +107,12 @@ def make_control_group(
 
 def _parents(mounts: Path, own: Path) -> Iterator[tuple[Literal[1, 2], Path]]:
     """Groups that could hold ours. In version 2 one that holds processes can't pass memory on, but its parent may."""
-    paths = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
-    for line in mounts.read_text(encoding="utf-8").splitlines():
+    try:
+        paths = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:  # a kernel without control groups, or a sandbox that hides them
+        return
+    for line in lines:
         _, mount, kind, options, *_ = line.split(" ")
         for _, controllers, path in paths:
             place = Path(mount) / path.strip("/")

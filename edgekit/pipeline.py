@@ -15,7 +15,7 @@ from typing import Any
 
 from edgekit.alternatives import too_large_error
 from edgekit.bundle import MANIFEST, RECIPE, TOKENIZER, Bundle, Manifest, Program, hash_file, list_files
-from edgekit.calibration import calibration_texts
+from edgekit.calibration import calibration_texts, text_tokens
 from edgekit.describe import NOT_VERIFIED, describe
 from edgekit.errors import ConversionError, MissingExtraError, PlanError, SourceError
 from edgekit.gate import oversize, verify_program
@@ -74,7 +74,7 @@ def convert(
         EdgeKitError: See `edgekit.errors`; then nothing is written.
     """
     opened, device = open_source(source), load_target(target)
-    asked = [format] if format is None or isinstance(format, str) else list(format)
+    asked: list[str | None] = [format] if format is None or isinstance(format, str) else [*format] or [None]
     outline, budget = outline_of(opened), _budget(max_size_bytes, max_kl, quant, asked)
     plans = _make_plans(outline, device, asked, quant=SEARCHED if budget else quant, context=context, cache=cache)
     check = partial(
@@ -90,7 +90,7 @@ def convert(
             search = SchemeSearch(opened, device, plans[0], budget, unfinished, on_progress=on_progress)
             manifest = _write_searched(replace(work, texts=search.texts), search, check)
         else:
-            learning = next((plan for plan in plans if plan.needs_texts), None)
+            learning = max((plan for plan in plans if plan.needs_texts), key=text_tokens, default=None)
             if learning:
                 work = replace(work, texts=calibration_texts(opened, learning, unfinished, on_progress=on_progress))
             manifest = _merged([_write_program(work, plan) for plan in plans])

@@ -238,8 +238,13 @@ def _obstacle(format: str, outline: Outline, scheme: QuantScheme | None) -> str:
     if format not in CONVERTERS:
         return "is not converted to yet"
     efficiency, anatomy = EFFICIENCY[format], outline.anatomy
-    if scheme and efficiency.schemes and scheme.name not in efficiency.schemes:
-        return f"is not written with {scheme.name} but {', '.join(efficiency.schemes)}"
+    # Not the names alone: a recipe file may be called int8.toml and ask for something else. Row-scaled ones are of a plan.
+    if (
+        scheme and efficiency.schemes and not scheme.row_scaled
+        and scheme not in [RECIPES[name] for name in efficiency.schemes]
+    ):  # fmt: skip
+        which = "the recipe file " * (scheme.name in efficiency.schemes) + scheme.name
+        return f"is not written with {which} but {', '.join(efficiency.schemes)}"
     other = {layer.kind for layer in anatomy.caches} - {"full", "sliding"}
     if efficiency.unit == "npu" and (other or any(weight.kind == "experts" for weight in anatomy.weights.values())):
         return "has neither experts nor recurrent or latent layers"

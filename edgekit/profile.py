@@ -185,7 +185,7 @@ def _summary(
         cold=_cold(cold),
         lengths=lengths,
         sustained=sustained,
-        plan=_prediction(bundle),
+        plan=_prediction(bundle, program),
         machine=describe_machine(),
     )
 
@@ -229,9 +229,9 @@ def _bytes_per_token(program: Program, length: int) -> int:
     return sum(report.size_bytes for report in read) + graph.cache.token_bytes * seen
 
 
-def _prediction(bundle: Bundle) -> Prediction | None:
+def _prediction(bundle: Bundle, program: Program) -> Prediction | None:
     """What the plan said; None where the manifest, which is not to be trusted, does not hold it as numbers over zero."""
-    plan = bundle.manifest.plan
+    plan = bundle.plan_of(program)
     try:
         decode, prefill = (plan["speed"][f"{name}_tokens_per_s"] for name in ("decode", "prefill"))
         total = plan["memory"]["total_bytes"]

@@ -266,8 +266,9 @@ def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
     if len({form.bits == 16 for form in (base, *(override.format for override in overrides))}) > 1:
         raise PlanError(f"{path}: 16 bits can't be mixed with others", hint="use 32 for what stays in floats")
     scheme = QuantScheme(path.stem, base, overrides, rounding=rounding, scaling=scaling, layer_count=layer_count)
-    if rounding != "nearest" and not scheme.quantized:
-        raise PlanError(f"{path}: all weights are floats, which {rounding} does not round", hint="leave rounding out")
+    for key, value in (("rounding", rounding), ("scaling", scaling)):
+        if value not in {"nearest", "none"} and not scheme.quantized:
+            raise PlanError(f"{path}: all weights are floats, which {value} does nothing for", hint=f"leave {key} out")
     return scheme
 
 
@@ -297,8 +298,9 @@ def _format_from(values: dict[str, Any], base: WeightFormat, path: Path) -> Weig
             )
         if type(value) is not kinds[key]:
             raise PlanError(f"{path}: {key} is {value!r}, expected {kinds[key].__name__}")
-    if values.get("bits") in {16, 32}:
-        return WeightFormat(values["bits"])
-    if base.is_float:
-        base = WeightFormat(8, 32)
-    return replace(base, **values)
+    try:
+        if values.get("bits") in {16, 32}:
+            return WeightFormat(**values)
+        return replace(WeightFormat(8, 32) if base.is_float else base, **values)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error.message}", hint=error.hint) from error

@@ -82,17 +82,20 @@ def rehearse(
     with memory_limit(target.memory.app_bytes) as limit:
         first = _fill_context(task, limit, cores) if limit else None
         if first and first.killed:
-            return _rehearsal(bundle, target, cores, limit, (first,)), 1, ""
+            return _rehearsal(bundle, format, target, cores, limit, (first,)), 1, ""
         last, output = _run(child_command("edgekit", *command), limit, cores, captured=captured)
         outcomes = (first, last) if first else (last,)
-        return _rehearsal(bundle, target, cores, limit, outcomes), 1 if last.killed else last.returncode, output
+        return _rehearsal(bundle, format, target, cores, limit, outcomes), 1 if last.killed else last.returncode, output
 
 
 def _fill_context(task: dict[str, Any], limit: MemoryLimit, cores: int) -> Outcome:
     outcome, output = _run(child_command(REHEARSAL_WORKER), limit, cores, captured=True, text=json.dumps(task))
     if outcome.killed:
         return outcome
-    reply = json.loads(output.splitlines()[-1]) if output.strip() and not outcome.returncode else {}
+    try:
+        reply = json.loads(output.strip().splitlines()[-1]) if output.strip() and not outcome.returncode else {}
+    except ValueError:  # a vendor's library had the last word
+        reply = {"error": "it ended without an answer"}
     if "answer" not in reply:
         reason = reply.get("error", f"it ended with code {outcome.returncode}")
         raise GenerationError(f"the rehearsal failed, and not for memory: {reason}", hint=reply.get("hint"))
@@ -114,9 +117,14 @@ def _run(
 
 
 def _rehearsal(
-    bundle: Bundle, target: Target, cores: int, limit: MemoryLimit | None, outcomes: Sequence[Outcome]
+    bundle: Bundle,
+    format: str | None,
+    target: Target,
+    cores: int,
+    limit: MemoryLimit | None,
+    outcomes: Sequence[Outcome],
 ) -> Rehearsal:
-    memory = bundle.manifest.plan.get("memory")
+    memory = bundle.plan_of(bundle.program(format)).get("memory")
     planned = memory.get("total_bytes") if isinstance(memory, dict) else None
     planned = planned if isinstance(planned, int) else None
     return Rehearsal(

@@ -133,11 +133,12 @@ def measure(
     return Candidates(plans, frontier(items), len(source.config.layers))
 
 
-def choose(candidates: Candidates, budget: Budget, other_bytes: int) -> tuple[int, ...]:
+def choose(candidates: Candidates, budget: Budget, other_bytes: int, *, correction: float = 1.0) -> tuple[int, ...]:
     """The choice of least cost within the size, or, where a divergence is asked for, the smallest that keeps that.
 
     Args:
         other_bytes: Of the program's files, besides these weights.
+        correction: What earlier choices have cost, divided by what was expected.
 
     Raises:
         PlanError: Nothing is as small, or as good, or both at once.
@@ -148,9 +149,9 @@ def choose(candidates: Candidates, budget: Budget, other_bytes: int) -> tuple[in
         raise _too_small(budget.max_bytes, solved.smallest_bytes + other_bytes)
     if budget.max_kl is None:
         return within or ()
-    choice = solved.reaching(budget.max_kl)
+    choice = solved.reaching(budget.max_kl / correction)
     if choice is None:
-        least = float(solved.costs[-1])
+        least = float(solved.costs[-1]) * correction
         raise PlanError(
             f"no choice of formats is expected to reach a KL divergence of {budget.max_kl:.3g}; the least is {least:.2g}",
             hint=f"use --max-kl {least * 1.1:.2g}, or --quant fp16 or fp32",
@@ -160,7 +161,7 @@ def choose(candidates: Candidates, budget: Budget, other_bytes: int) -> tuple[in
         raise PlanError(
             f"a KL divergence of {budget.max_kl:.3g} takes about {_megabytes(needed)} MB, "
             f"more than {_megabytes(budget.max_bytes)} MB",
-            hint=f"use --max-size {_megabytes(needed + 100_000)}MB, or --max-kl {solved.cost(within) * 1.05:.2g}",
+            hint=f"use --max-size {_megabytes(needed + 100_000)}MB, or --max-kl {solved.cost(within) * correction * 1.05:.2g}",
         )
     return choice
 
@@ -240,11 +241,9 @@ class SchemeSearch:
         return False
 
     def _plan(self) -> Plan:
-        budget, other_bytes = self._budget, 0
-        if budget.max_kl is not None:
-            budget = replace(budget, max_kl=budget.max_kl / self._correction)
+        other_bytes = 0
         while True:  # arrays are aligned, so that a choice may take some more bytes than its weights
-            choice = choose(self._candidates, budget, other_bytes)
+            choice = choose(self._candidates, self._budget, other_bytes, correction=self._correction)
             plan = make_plan(
                 self._source,
                 self._target,

@@ -111,7 +111,7 @@ def _bundle_text(bundle: Bundle) -> str:
             f"  program     {program.graph.format}, context {program.context:,}, {quality.get('status')}"
             + (f", mean KL {quality['kl_mean']:.3g}" if "kl_mean" in quality else ""),
             f"              {quality.get('reason')}" if quality.get("reason") else "",
-            f"              run on {quality['executed']}: {quality['provider']}" if quality.get("provider") else "",
+            f"              run on {quality.get('executed')}: {quality['provider']}" if quality.get("provider") else "",
             f"              {_runtime_text(program.runtime)}",
             *_weights_by_class(program.graph.weights),
         ]

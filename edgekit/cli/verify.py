@@ -48,6 +48,8 @@ def command(
         raise click.UsageError("--text needs --reference SOURCE: the bundle remembers its own texts only")
     if rehearse and reference is not None:
         raise click.UsageError("--rehearse takes no --reference, which needs more memory than the program")
+    if rehearse and len(formats) > 1:
+        raise click.UsageError("--rehearse takes one --format at a time: it fills that program's context")
     if rehearse:
         format_ = formats[0] if formats else None
         return rehearse_command(bundle, rehearse, as_json=as_json, format=format_, provider=provider, threads=threads)

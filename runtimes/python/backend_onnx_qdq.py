@@ -52,6 +52,8 @@ class QdqBackend:
         options: RuntimeOptions,
         provider: str = "cpu",
     ) -> None:
+        if not graph.chunk:  # a manifest that leaves it out describes another kind of program
+            raise _not_described(graph)
         self.graph, self.context = graph, context
         self.sessions: Mapping[str, GraphSession] | None = {
             name: _open(directory, name, provider if name in {"prefill", "decode"} else "cpu", options, graph)
@@ -104,10 +106,11 @@ def _check_declared(sessions: Mapping[str, GraphSession], graph: Graph, context:
     ends["head"] = {_RESIDUAL, graph.inputs["logits_start"]}
     agrees = all({value.name for value in sessions[name].get_inputs()} == names for name, names in ends.items())
     agrees = agrees and sessions["head"].get_outputs()[0].shape[-1] == graph.vocab_size
+    agrees = agrees and layout.dtype == "uint8" and layout.keys_transposed
     for name, new in (("prefill", graph.chunk), ("decode", 1)):
         shapes = {value.name: list(value.shape) for value in sessions[name].get_inputs()}
         outputs = {value.name: list(value.shape) for value in sessions[name].get_outputs()}
-        for index in range(layout.layers):
+        for index in range(min(layout.layers, len(shapes))):
             key, value = (past.replace("{}", str(index)) for past in layout.past)
             new_key, new_value = (present.replace("{}", str(index)) for present in layout.present)
             agrees = agrees and (
@@ -118,10 +121,14 @@ def _check_declared(sessions: Mapping[str, GraphSession], graph: Graph, context:
             )
         agrees = agrees and _RESIDUAL in outputs and len(outputs) == 1 + 2 * layout.layers
     if not agrees:
-        raise BundleError(
-            f"{graph.files[0]} and the graphs beside it are not the program that the manifest describes",
-            hint="convert the model again",
-        )
+        raise _not_described(graph)
+
+
+def _not_described(graph: Graph) -> BundleError:
+    return BundleError(
+        f"{graph.files[0]} and the graphs beside it are not the program that the manifest describes",
+        hint="convert the model again",
+    )
 
 
 class QdqDecoder:

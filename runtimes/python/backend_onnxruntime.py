@@ -104,14 +104,15 @@ def _untouched(shape: tuple[int, ...], dtype: str) -> NDArray[np.generic]:
 
 def _check_declared(session: Any, graph: Graph) -> None:
     """Compare what the manifest says of the program with the program."""
-    layout, kind = graph.cache, _CACHE_TYPES[graph.cache.dtype]
+    layout, kind = graph.cache, _CACHE_TYPES.get(graph.cache.dtype)
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
     layers = range(min(layout.layers, len(inputs)))
     names = [name.replace("{}", str(index)) for index in layers for name in layout.past]
     written = [name.replace("{}", str(index)) for index in layers for name in layout.present]
     agrees = (
-        inputs.keys() == {*graph.inputs.values(), *names}
+        not graph.chunk
+        and inputs.keys() == {*graph.inputs.values(), *names}
         and outputs.keys() == {*graph.outputs.values(), *written}
         and len(inputs) == len(graph.inputs) + len(names)
         and outputs[graph.outputs["logits"]].shape[-1] == graph.vocab_size

@@ -6,6 +6,7 @@ and the same processor kernels are called directly, so that a program for Intel 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +66,15 @@ class OpenVinoSession:
         self._inputs = [_described(port) for port in model.inputs]
         self._outputs = [_described(port) for port in model.outputs]
         self._places = {value.name: place for place, value in enumerate(self._outputs)}
+        self._lock = threading.Lock()
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[NDArray[np.generic]]:
         """See `GraphSession.run`. The arrays are copies."""
-        self._request.infer(dict(input_feed))
         places = range(len(self._outputs)) if output_names is None else [self._places[name] for name in output_names]
-        return [np.array(self._request.get_output_tensor(place).data) for place in places]
+        with self._lock:  # sequences of several threads share the session, whose one request holds inputs and outputs
+            self._request.infer(dict(input_feed))
+            return [np.array(self._request.get_output_tensor(place).data) for place in places]
 
     def get_inputs(self) -> list[Any]:
         """See `GraphSession.get_inputs`."""

@@ -2,7 +2,8 @@
 
 A vendor's library can be missing, refuse the graph, crash, or compute nonsense. Each of these is found out by a child process
 that loads the program and checks its first tokens against the bundle's goldens; then the CPU runs the program, and the
-choice says why. What was found out is kept until a version, the machine or the program changes.
+choice says why. What was found out is kept until a version, the machine or the program changes; what was wrong, for a day:
+a driver may be installed meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -31,6 +33,7 @@ __all__ = ["CPU_ONLY", "ProviderChoice", "cache_directory", "choose_provider", "
 
 PROBE = "edgekit.runtimes.provider_probe"
 DEVICES = "edgekit.runtimes.provider_devices"
+PROBLEM_KEPT_S = 86_400.0
 PROBE_TIMEOUT_S = 300.0  # an NPU's compiler takes minutes for a large graph, once
 
 
@@ -87,7 +90,7 @@ def choose_provider(
         return _choose_asked(bundle, program, asked, verifying)
     if possible == ("cpu",):
         return CPU_ONLY
-    preferred = str(bundle.manifest.plan.get("provider") or "")
+    preferred = str(bundle.plan_of(program).get("provider") or "")
     order = sorted((name for name in possible if name != "cpu"), key=lambda name: name != preferred)
     passed_over: list[str] = []
     for name in order:
@@ -151,8 +154,9 @@ def _verify_devices(name: str) -> _Trial:
 
 def _try_kept(bundle: Bundle, program: Program, name: str, *, any_device: bool = False) -> _Trial:
     """What is known of a provider and this program here, or is found out now. Who asks for one by name tries it again."""
-    path = cache_directory() / "providers" / f"{_key(bundle, program, name, any_device)}.json"
-    kept = _read_trial(path)
+    folder = cache_directory()
+    path = folder / "providers" / f"{_key(bundle, program, name, any_device)}.json" if folder else None
+    kept = _read_trial(path) if path else None
     if kept is not None and not (any_device and kept.problem):
         return kept
     task = {
@@ -165,7 +169,8 @@ def _try_kept(bundle: Bundle, program: Program, name: str, *, any_device: bool =
         trial = _Trial(**run_child(PROBE, task, timeout_s=PROBE_TIMEOUT_S))
     except ChildError as error:
         trial = _Trial("", error.message)
-    _keep_trial(path, trial)
+    if path:
+        _keep_trial(path, trial)
     return trial
 
 
@@ -183,9 +188,12 @@ def _key(bundle: Bundle, program: Program, name: str, any_device: bool) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def cache_directory() -> Path:
-    """Where this user's programs may keep what they can find out again; it may not be there yet."""
-    home = Path.home()
+def cache_directory() -> Path | None:
+    """Where this user's programs may keep what they can find out again; it may not be there yet. None for users of no home."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # containers run as users that the system does not know
+        return None
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "edgekit" / "cache"
     if sys.platform == "darwin":
@@ -196,7 +204,8 @@ def cache_directory() -> Path:
 def _read_trial(path: Path) -> _Trial | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return _Trial(str(values["device"]), str(values["problem"]))
+        trial = _Trial(str(values["device"]), str(values["problem"]))
+        return None if trial.problem and time.time() - path.stat().st_mtime > PROBLEM_KEPT_S else trial
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: it is found out again
         return None
 

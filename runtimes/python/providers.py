@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ __all__ = [
 
 _QUIET = 3  # ONNX Runtime's severity "error": its warnings are for the program's author
 _DISABLE_FALLBACK = "session.disable_cpu_ep_fallback"
+_PROCESS = threading.RLock()  # one at a time changes what belongs to the whole process: its providers, its stdout
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,8 @@ def find_devices(provider: str) -> dict[str, Any]:
     """
     described = _known(provider)
     if _is_importable(described.module) or not _runs_alone(provider):
-        _register(provider)
+        with _PROCESS:
+            _register(provider)
     found: dict[str, Any] = {}
     for device in ort.get_ep_devices():
         if device.ep_name == described.ep_name:
@@ -243,13 +246,21 @@ def _options_of(provider: str) -> dict[str, str]:
 
 @contextmanager
 def _stdout_kept() -> Iterator[None]:
-    """Send what a vendor's library writes to stdout to stderr: stdout is for data."""
+    """Send what a vendor's library writes to stdout to stderr: stdout is for data. One thread at a time."""
+    with _PROCESS, _stdout_moved():
+        yield
+
+
+@contextmanager
+def _stdout_moved() -> Iterator[None]:
     try:
+        os.fstat(2)
         kept = os.dup(1)
-    except OSError:  # a windowed app has no stdout
+    except OSError:  # a windowed app has neither
         yield
         return
-    sys.stdout.flush()
+    if sys.stdout:
+        sys.stdout.flush()
     os.dup2(2, 1)
     try:
         yield

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from edgekit.calibration import THREADS
 from edgekit.converters.calibrate import rounding_guides, second_moments
 from edgekit.converters.gptq import make_guide
+from edgekit.converters.layer_run import open_layer
+from edgekit.converters.scaling import search_scales
 from edgekit.converters.to_onnx import export
 from edgekit.errors import ConversionError
 from edgekit.plan import make_plan
@@ -145,6 +148,15 @@ def test_layer_that_does_not_run_is_named(tiny_model: Any, tmp_path: Path, monke
     assert not list(tmp_path.iterdir())
 
 
+def test_layer_that_was_closed_keeps_no_session(tiny_model: Any, tmp_path: Path) -> None:
+    """Who ran it still has it, and Windows removes no file that a session has mapped."""
+    with open_layer(open_source(tiny_model("llama")), 0, tmp_path, context=8) as layer:
+        session = weakref.ref(layer.session)
+        assert session() is not None
+    assert session() is None
+    assert not list(tmp_path.iterdir())
+
+
 def test_inputs_that_overflow_are_named(tiny_model: Any, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
@@ -175,3 +187,20 @@ def test_bytes_do_not_depend_on_the_number_of_threads(
     one, three = (tmp_path / name / "onnx" / "model.onnx.data" for name in ("1", "3"))
     assert one.read_bytes() == three.read_bytes()
     assert set(seen) <= {1}
+
+
+def test_scales_are_searched_with_the_same_threads_everywhere(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, seen = open_source(tiny_model("llama")), list[int]()
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+        return search_scales(*arguments, **options)
+
+    monkeypatch.setattr("edgekit.converters.scaling.search_scales", watched)
+    plan = make_plan(source, load_target("linux-x86-64"), quant="int8-scaled")
+    with threadpool_limits(1, user_api="blas"):
+        export(source, plan, tmp_path / "scaled", texts=[list(range(60))])
+    assert set(seen) <= {THREADS}
+    assert (tmp_path / "scaled" / "onnx" / "model.onnx.data").is_file()

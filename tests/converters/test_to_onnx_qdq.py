@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -236,7 +237,14 @@ def test_graph_that_would_need_the_cpu_is_refused(program: Any, tmp_path: Path) 
 
 def test_program_that_is_not_the_manifests_is_refused(program: Any) -> None:
     out, graph, _ = program("llama-bias")
-    for wrong in (replace(graph, vocab_size=7), replace(graph, chunk=64)):
+    cache = graph.cache
+    others = (replace(cache, layers=10**12), replace(cache, dtype="float32"), replace(cache, keys_transposed=False))
+    for wrong in (
+        replace(graph, vocab_size=7),
+        replace(graph, chunk=64),
+        replace(graph, chunk=0, files=graph.files[:1]),
+        *(replace(graph, cache=one) for one in others),
+    ):
         with pytest.raises(BundleError, match="not the program"):
             _decoder((out, wrong, None))
 
@@ -262,3 +270,17 @@ def test_graphs_are_not_written_without_texts(tiny_model: Any, tmp_path: Path) -
     plan = make_plan(source, load_target(TARGET), quant="int8", format="onnx-qdq")
     with pytest.raises(ConversionError, match="calibrated"):
         export(source, plan, tmp_path)
+
+
+def test_values_that_overflow_are_named(tiny_model: Any, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    copy = shutil.copytree(tiny_model("llama"), tmp_path / "large")
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 1e25
+    tensors["model.layers.1.mlp.down_proj.weight"] *= 1e25
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    source = open_source(copy)
+    plan = make_plan(source, load_target(TARGET), quant="int8", format="onnx-qdq")
+    with pytest.raises(ConversionError, match=r"layers\.1\..* has values that are not finite numbers"):
+        export(source, plan, tmp_path / "out", texts=[[1, 2, 3]])

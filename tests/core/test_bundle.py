@@ -146,6 +146,38 @@ def test_path_out_of_the_bundle_is_refused(name: str, own: Path, whole: Path) ->
         open_bundle(own)
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), "0.1", None, [0.1]])
+def test_quality_that_is_no_number_is_refused(value: Any, own: Path, whole: Path) -> None:
+    values = _manifest(whole)
+    values["programs"][0]["quality"]["kl_mean"] = value
+    assert not _opens(own, values)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("npu", {"htp_arch": "73", "backend_path": "/tmp/libevil.so"}),
+        ("npu", {"soc_model": 60}),
+        ("contexts", ["../prefill.onnx", "../decode.onnx"]),
+        ("contexts", ["/tmp/prefill.onnx", "/tmp/decode.onnx"]),
+        ("contexts", ["onnx/model.onnx"]),
+    ],
+)
+def test_program_names_no_library_and_no_file_outside(field: str, value: Any, own: Path, whole: Path) -> None:
+    """What goes to an NPU's tools is steered by nothing but the chip, and by files of the bundle."""
+    values = _manifest(whole)
+    values["programs"][0][field] = value
+    assert not _opens(own, values)
+
+
+def test_what_an_npu_is_told_is_read(own: Path, whole: Path) -> None:
+    values = _manifest(whole)
+    told = {"htp_arch": "73", "soc_model": "60"}
+    values["programs"][0] |= {"npu": told, "contexts": ["onnx/model.onnx", WEIGHTS]}
+    assert _opens(own, values)
+    assert open_bundle(own).program().graph.npu == told
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 @pytest.mark.parametrize("kind", ["file", "directory"])
 def test_link_out_of_the_bundle_is_refused(kind: str, own: Path) -> None:
@@ -210,3 +242,17 @@ def test_program_is_chosen_by_format(own: Path) -> None:
     assert bundle.program() is bundle.program("onnx") is bundle.manifest.programs[0]
     with pytest.raises(BundleError, match="has no coreml program"):
         bundle.program("coreml")
+
+
+@pytest.mark.parametrize("others", [None, [], {}, {"onnx": 3}, {"onnx-qdq": {"quant": "int4"}}])
+def test_plan_of_a_program_is_the_first_ones_where_there_is_no_other(others: Any, own: Path, whole: Path) -> None:
+    values = _manifest(whole)
+    values["plan"]["other_programs"] = others
+    assert _opens(own, values)
+    opened = open_bundle(own)
+    assert opened.plan_of(opened.program()) == values["plan"]
+    other = {"quant": "fp32"}
+    values["plan"]["other_programs"] = {"onnx": other}
+    assert _opens(own, values)
+    opened = open_bundle(own)
+    assert opened.plan_of(opened.program()) == other

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from edgekit.calibration import THREADS, calibration_texts
+from edgekit.calibration import FEW_TOKENS, THREADS, calibration_texts, text_tokens
 from edgekit.errors import BundleError, ConversionError, GenerationError
 from edgekit.plan import Plan, make_plan
+from edgekit.quant import CacheFormat
 from edgekit.runtimes import engine
 from edgekit.source import Source, open_source
 from edgekit.target import load_target
@@ -64,3 +65,11 @@ def test_program_that_does_not_load_is_mapped(
     monkeypatch.setattr(engine, "load_model", short_of_memory)
     assert calibration_texts(source, plan, tmp_path / "a")
     assert tried == [False, True]
+
+
+def test_texts_are_short_only_where_nothing_but_a_cache_learns_from_them(source: Source) -> None:
+    devices = load_target("linux-x86-64"), load_target("copilot-snapdragon-x-elite")
+    ranges = make_plan(source, devices[0], quant="int8", cache=CacheFormat.INT8)
+    npu = make_plan(source, devices[1], quant="int8", format="onnx-qdq")
+    rounded = make_plan(source, devices[0], quant="int4-mixed", cache=CacheFormat.INT8)
+    assert [text_tokens(plan) for plan in (ranges, npu, rounded)] == [FEW_TOKENS, 2, 2]  # 2: the fixture's

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edgekit.alternatives import what_would_fit
 from edgekit.config import AttentionConfig, LayerConfig, ModelConfig, RopeConfig
 from edgekit.converters.onnx_decoder import emit_decoder
 from edgekit.errors import PlanError, UnsupportedError
+from edgekit.outline import outline_of
 from edgekit.plan import AUTO_MEMORY_PART, AUTO_TOKENS_PER_S, DEFAULT_CONTEXT, Plan, make_plan
 from edgekit.quant import RECIPES, CacheFormat, WeightFormat
 from edgekit.source import Provenance, Source, StoredBlocks, TokenizerFiles, part_shapes
@@ -188,6 +190,27 @@ def test_unknown_format_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="format 'tflite' is not known") as caught:
         make_plan(source_of(SMOLLM2_135M), LINUX, format="tflite")
     assert "onnx" in str(caught.value.hint)
+
+
+def test_recipe_file_with_the_name_of_a_recipe_is_not_taken_for_it(tmp_path: Path) -> None:
+    """NPU programs are written with the recipe, and would leave out what the file asks for."""
+    path = tmp_path / "int8.toml"
+    path.write_text('bits = 8\nblock_size = 64\nscaling = "awq"\n', encoding="utf-8")
+    with pytest.raises(UnsupportedError, match="not written with the recipe file int8 but int8, int4"):
+        make_plan(source_of(SMOLLM2_135M), LINUX, format="onnx-qdq", quant=str(path))
+
+
+def test_scheme_of_an_npus_plan_is_planned_again() -> None:
+    """As where the longest context that fits is looked for."""
+    npu = load_target("copilot-snapdragon-x-elite")
+    plan = make_plan(source_of(SMOLLM2_135M), npu, format="onnx-qdq", quant="int8")
+    again = make_plan(source_of(SMOLLM2_135M), npu, format="onnx-qdq", quant=plan.scheme)
+    assert (again.weights, again.memory) == (plan.weights, plan.memory)
+    small = make_plan(
+        source_of(SMOLLM2_135M), npu, format="onnx-qdq", quant="int8", context=4096, budget_bytes=400_000_000
+    )
+    assert small.fits == "no"
+    assert "--context" in what_would_fit(outline_of(source_of(SMOLLM2_135M)), npu, small).hint()
 
 
 def test_target_without_a_format_that_is_converted_to_is_refused() -> None:

@@ -126,6 +126,11 @@ def test_elsewhere_it_is_not_rehearsed(
             2,
             "--rehearse takes no --reference",
         ),
+        (
+            ["verify", "b", "--rehearse", "raspberry-pi-5", "--format", "onnx", "--format", "onnx-qdq"],
+            2,
+            "one --format at a time",
+        ),
         (["run", "nowhere.edgekit", "hello", "--rehearse", "raspberry-pi-5"], 1, "no such directory"),
     ],
 )
@@ -159,3 +164,7 @@ def test_without_permission_there_is_no_group(tmp_path: Path) -> None:
     )
     groups.write_text("4:memory:/here\n0::/here\n", encoding="ascii")
     assert make_control_group(1_000_000, mounts, groups) is None
+
+
+def test_system_that_hides_its_groups_has_none(tmp_path: Path) -> None:
+    assert make_control_group(1_000_000, tmp_path / "mounts", tmp_path / "cgroup") is None

@@ -122,6 +122,16 @@ def test_impossible_budgets_say_what_is_possible() -> None:
     assert "--max-size 8.1MB" in str(caught.value.hint)
 
 
+def test_what_earlier_tries_have_cost_counts_in_what_is_said() -> None:
+    with pytest.raises(PlanError, match=r"no choice of formats .* of 0\.05; the least is 0\.1") as caught:
+        choose(candidates(), Budget(max_kl=0.05), 0, correction=4.0)
+    assert "--max-kl 0.11" in str(caught.value.hint)
+    with pytest.raises(PlanError, match=r"a KL divergence of 0\.06 takes about 8\.0 MB") as caught:
+        choose(candidates(), Budget(5_000_000, 0.06), 0, correction=2.0)
+    assert "--max-kl 1.3" in str(caught.value.hint)  # 0.01 + 0.4 + 0.2 expected, twice that found, and 5% more
+    assert choose(candidates(), Budget(max_kl=0.05), 0, correction=2.0) == choose(candidates(), Budget(max_kl=0.025), 0)
+
+
 def test_both_bounds_give_the_smallest_that_keeps_the_divergence() -> None:
     assert choose(candidates(), Budget(8_000_000, 1.0), 0) == (0, 0, 0)
     assert choose(candidates(), Budget(8_000_000), 0) == (1, 1, 1)

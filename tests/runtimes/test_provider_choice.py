@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,16 @@ def test_what_is_not_installed_is_passed_over(npu_bundle: Bundle, machine: Machi
     assert caught.value.hint == 'pip install "edgekit-toolkit[qnn]"'
 
 
+def test_plan_that_prefers_is_that_of_the_program(npu_bundle: Bundle, machine: Machine) -> None:
+    """A bundle's second program was planned apart from its first."""
+    machine()
+    plan = {"provider": "", "notes": [], "other_programs": {"onnx-qdq": npu_bundle.manifest.plan}}
+    bundle = replace(npu_bundle, manifest=replace(npu_bundle.manifest, plan=plan))
+    for verifying in (False, True):
+        assert choose(bundle, verifying=verifying) == choose(npu_bundle, verifying=verifying)
+    assert choose(bundle, verifying=True).passed_over == ("qnn: onnxruntime-qnn is not installed",)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals: a crash there is a code")
 def test_crash_at_load_does_not_take_this_process_down(npu_bundle: Bundle, machine: Machine) -> None:
     machine(qnn=CRASHES)
@@ -178,6 +189,22 @@ def test_what_was_found_out_is_kept(npu_bundle: Bundle, machine: Machine, monkey
         choose(npu_bundle)
 
 
+def test_problem_is_looked_at_again_after_a_day(
+    npu_bundle: Bundle, machine: Machine, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver may be there now, which no version that is known here tells."""
+    machine(qnn=NO_LIBRARY)
+    choose(npu_bundle)
+    (kept,) = (own_cache / "providers").iterdir()
+    monkeypatch.setattr(provider_choice, "run_child", _no_child)
+    before = kept.stat().st_mtime - provider_choice.PROBLEM_KEPT_S
+    os.utime(kept, (before + 600, before + 600))
+    choose(npu_bundle)
+    os.utime(kept, (before - 1, before - 1))
+    with pytest.raises(AssertionError, match="a child"):
+        choose(npu_bundle)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"device": "npu"}'])
 def test_damaged_memory_is_not_believed(npu_bundle: Bundle, machine: Machine, own_cache: Path, content: str) -> None:
     machine(qnn=NO_LIBRARY)
@@ -190,6 +217,21 @@ def test_damaged_memory_is_not_believed(npu_bundle: Bundle, machine: Machine, ow
 def test_nothing_need_be_kept(npu_bundle: Bundle, machine: Machine, own_cache: Path) -> None:
     machine(qnn=NO_LIBRARY)
     own_cache.write_text("a file where the folder should be", encoding="utf-8")
+    assert choose(npu_bundle).name == "cpu"
+
+
+def test_user_without_a_home_keeps_nothing(
+    npu_bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in containers that run as a number."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.undo()  # the real `cache_directory`
+    monkeypatch.setattr(Path, "home", no_home)
+    assert provider_choice.cache_directory() is None
+    machine(qnn=NO_LIBRARY)
     assert choose(npu_bundle).name == "cpu"
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import BundleError, UnsupportedError
+from edgekit.runtimes import providers
 from edgekit.runtimes.providers import PROVIDERS, executor_name, find_devices, open_session
 
 ROWS, INPUTS, OUTPUTS = 8, 64, 32
@@ -74,6 +79,20 @@ def test_session_computes_what_the_graph_says(provider: str, tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
+def test_threads_that_share_a_session_get_their_own_results(provider: str, tmp_path: Path) -> None:
+    """As the sequences of a server do."""
+    if not installed(provider):
+        pytest.skip(f"{provider} is not installed")
+    write_quantized_product(tmp_path / "product.onnx")
+    session = open_session(tmp_path / "product.onnx", provider, device="cpu")
+    inputs = np.random.default_rng(2).normal(0, 1, (64, 1, ROWS, INPUTS)).astype(np.float32)
+    expected = [session.run(None, {"x": x})[0] for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda x: session.run(None, {"x": x})[0], inputs))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
 def test_graph_that_is_none_is_one_error(provider: str, tmp_path: Path) -> None:
     if not installed(provider):
         pytest.skip(f"{provider} is not installed")
@@ -106,3 +125,30 @@ def test_executors_have_the_names_of_the_design() -> None:
     pairs = (("cpu", "cpu"), ("qnn", "cpu"), ("qnn", "npu"), ("openvino", "cpu"), ("openvino", "npu"))
     named = [executor_name(*pair) for pair in pairs]
     assert named == ["onnxruntime", "qnn-htp-emulator", "qnn-htp", "openvino-cpu", "openvino-npu"]
+
+
+def test_threads_that_load_at_once_leave_stdout_where_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    """The second one must not take what the first one has put in its place for the stdout to go back to."""
+    inside, may_end = threading.Event(), threading.Event()
+
+    def load_first() -> None:
+        with providers._stdout_kept():
+            inside.set()
+            may_end.wait(10)
+            os.write(1, b"of a library\n")
+
+    def load_second() -> None:
+        inside.wait(10)
+        threading.Timer(0.2, may_end.set).start()  # while the second one waits, or is inside as well
+        with providers._stdout_kept():
+            may_end.wait(10)
+            first.join(1)
+
+    first, second = threading.Thread(target=load_first), threading.Thread(target=load_second)
+    for thread in (first, second):
+        thread.start()
+    for thread in (first, second):
+        thread.join(20)
+    os.write(1, b"data\n")
+    sys.stdout.flush()
+    assert capfd.readouterr() == ("data\n", "of a library\n")
