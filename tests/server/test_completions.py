@@ -79,7 +79,11 @@ def test_whole_response_is_bounded(path: str, start: Start) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             create(**asked)
         assert caught.value.code == "response_too_large"
-        events = list(create(**asked, stream=True))
+        try:
+            events = list(create(**asked, stream=True))
+        except openai.BadRequestError as early:  # on a busy machine all is computed before the stream's head is sent
+            assert (path, early.code) == ("responses", "response_too_large")
+            return
     if path == "responses":  # its last event would repeat all
         assert "over 3,000 bytes" in events[-1].response.error.message
     else:
