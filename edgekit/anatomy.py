@@ -60,12 +60,14 @@ class LayerCache:
         per_token: Elements for each token that is kept.
         window: Most tokens that are kept; 0: all.
         state: Elements that are there whatever the length; always float32.
+        sharing: Query heads that each key and value serves.
     """
 
     kind: CacheKind
     per_token: int = 0
     window: int = 0
     state: int = 0
+    sharing: float = 1.0
 
     def tokens(self, context: int) -> int:
         """Tokens that this layer needs of the last `context`."""
@@ -127,6 +129,12 @@ def anatomy_of(config: ModelConfig) -> Anatomy:
         widest=max(2 * config.intermediate_size, attention.qkv_rows) + 4 * config.hidden_size,
         weights=weights,
         caches=tuple(
-            LayerCache("sliding" if layer.window else "full", per_token, layer.window) for layer in config.layers
+            LayerCache(
+                "sliding" if layer.window else "full",
+                per_token,
+                layer.window,
+                sharing=attention.heads / attention.kv_heads,
+            )
+            for layer in config.layers
         ),
     )

@@ -22,6 +22,7 @@ class Efficiency:
         weight_bandwidth: By the bits of a stored weight, the share of the memory bandwidth that decoding reads it with.
         cache_bandwidth: The same for keys and values.
         layer_s: Time of a layer's small operators for one token, on any device.
+        attention_compute: Share of the int8 rate that one token's attention reaches.
         prefill_compute: Share of the target's int8 rate that prefill reaches. A processor's rate is what its cores reach in
             products (`Cpu.int8_ops_per_s`), an NPU's its published peak.
         runtime_bytes: Interpreter and runtime, ready to run.
@@ -44,6 +45,7 @@ class Efficiency:
     weight_bandwidth: Mapping[int, float]
     cache_bandwidth: float
     layer_s: float
+    attention_compute: float
     prefill_compute: float
     runtime_bytes: int
     prefill_chunk: int
@@ -62,9 +64,10 @@ class Efficiency:
 
 EFFICIENCY: Mapping[str, Efficiency] = {
     "onnx": Efficiency(
-        weight_bandwidth={2: 0.75, 4: 0.75, 8: 0.85, 16: 0.85, 32: 0.85},
-        cache_bandwidth=0.85,
-        layer_s=15e-6,
+        weight_bandwidth={2: 0.61, 4: 0.61, 8: 0.76, 16: 0.88, 32: 0.88},
+        cache_bandwidth=1.34,  # part of it stays in the processor's own caches
+        layer_s=56e-6,
+        attention_compute=0.11,
         prefill_compute=1.0,
         runtime_bytes=82_000_000,
         token_bytes=285,
@@ -79,6 +82,7 @@ EFFICIENCY: Mapping[str, Efficiency] = {
         weight_bandwidth={4: 0.4, 8: 0.4, 16: 0.4, 32: 0.4},
         cache_bandwidth=0.4,
         layer_s=0.0,
+        attention_compute=0.11,
         prefill_compute=0.25,
         runtime_bytes=200_000_000,  # with the NPU vendor's libraries
         prefill_chunk=128,  # edgekit.converters.to_onnx_qdq.CHUNK

@@ -58,6 +58,7 @@ def plan_speed(
     compute, bandwidth = efficiency.prefill_compute * int8_ops_per_s, target.memory.bandwidth_bytes_per_s
     token_s = (token_read + kept / efficiency.cache_bandwidth) / bandwidth
     token_s += len(anatomy.caches) * efficiency.layer_s
+    token_s += 2 * _attended(anatomy, context) / (efficiency.attention_compute * int8_ops_per_s)
     chunk_s = max(2 * multiplied * chunk / compute, chunk_read / bandwidth)
     return SpeedPlan(_rounded(1 / token_s), _rounded(chunk / chunk_s), round(read + kept), basis)
 
@@ -75,6 +76,12 @@ def _kept_bytes(anatomy: Anatomy, context: int, cache: CacheFormat) -> int:
     half = max(context // 2, 1)
     layers = Counter(anatomy.caches).items()
     return sum(count * cache_bytes(layer, half, cache, whole_windows=False) for layer, count in layers)
+
+
+def _attended(anatomy: Anatomy, context: int) -> float:
+    """Multiplications of a token's queries with keys and values, half of the context being in use."""
+    half = max(context // 2, 1)
+    return sum(layer.per_token * layer.tokens(half) * layer.sharing for layer in anatomy.caches)
 
 
 def _rounded(tokens_per_s: float) -> float:

@@ -98,7 +98,8 @@ def _attention(fields: ConfigFields, kind: str, size: int, *, shared: bool, kv_h
     if shared:
         return Part(weights, LayerCache("shared"), rows)
     window = fields.size("sliding_window") if kind == "sliding_attention" else 0
-    return Part(weights, LayerCache("sliding" if window else "full", 2 * kv_heads * size, window), rows)
+    kept = LayerCache("sliding" if window else "full", 2 * kv_heads * size, window, sharing=heads / kv_heads)
+    return Part(weights, kept, rows)
 
 
 def _layer_input(fields: ConfigFields) -> Part:

@@ -80,7 +80,8 @@ def grouped_query(
         "output": Weight("attention", "output", (hidden, heads * size)),
         "attention_vectors": vectors(small),
     }
-    return Part(weights, LayerCache("sliding" if window else "full", 2 * kv_heads * size, window), rows)
+    kept = LayerCache("sliding" if window else "full", 2 * kv_heads * size, window, sharing=heads / kv_heads)
+    return Part(weights, kept, rows)
 
 
 def latent(fields: ConfigFields, kind: str, *, indexed: bool = False) -> Part:
@@ -112,7 +113,9 @@ def latent(fields: ConfigFields, kind: str, *, indexed: bool = False) -> Part:
         small += 2 * index_size
         per_token += index_size
     return Part(
-        weights | {"attention_vectors": vectors(small)}, LayerCache("latent", per_token), query_rows + 2 * heads * value
+        weights | {"attention_vectors": vectors(small)},
+        LayerCache("latent", per_token, sharing=heads),
+        query_rows + 2 * heads * value,
     )
 
 

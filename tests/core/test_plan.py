@@ -122,7 +122,7 @@ def test_auto_takes_8_bits_up_to_its_part_of_the_memory() -> None:
 
 def test_auto_takes_4_bits_where_8_would_decode_too_slowly() -> None:
     speed = make_plan(source_of(SMOLLM2_135M), LINUX, quant="int8").speed.decode_tokens_per_s
-    for factor, quant in ((1.1, "int8"), (0.9, "int4-mixed")):
+    for factor, quant in ((1.1, "int8"), (0.4, "int4-mixed")):
         bandwidth = round(LINUX.memory.bandwidth_bytes_per_s * AUTO_TOKENS_PER_S / speed * factor)
         assert make_plan(source_of(SMOLLM2_135M), device(bandwidth_bytes_per_s=bandwidth)).quant == quant
 
@@ -316,7 +316,8 @@ def test_roles_that_are_rounded_are_calibrated_with_a_note_on_the_time() -> None
     layers = {f"layers.{index}.{role}" for index in (0, 1) for role in ("qkv", "output", "gate_up", "down")}
     assert untied.calibrated == layers | {"head"}
     assert tied.calibrated == layers | {"embedding"}
-    pattern = r"int4-mixed rounds by texts that the model first writes: about \d+ s and 0\.\d GB here \(modelled\); int4 takes .*"
+    said = r"int4-mixed rounds by texts that the model first writes: about \d+ s"
+    pattern = said + r" \([\d.e-]+ s a layer\) and 0\.\d GB here \(modelled\); int4 takes .*"
     assert any(re.fullmatch(pattern, note) for note in untied.notes)
     scaled = make_plan(source_of(SMOLLM2_135M), LINUX, quant="int8-scaled")
     assert not scaled.calibrated
@@ -388,7 +389,8 @@ def test_decode_is_faster_with_fewer_bytes_and_more_bandwidth() -> None:
     slow, fast = (make_plan(source, LINUX, quant=quant).speed for quant in ("int8", "int4"))
     assert fast.decode_tokens_per_s > slow.decode_tokens_per_s
     twice = make_plan(source, device(bandwidth_bytes_per_s=2 * LINUX.memory.bandwidth_bytes_per_s), quant="int8").speed
-    assert twice.decode_tokens_per_s == pytest.approx(2 * slow.decode_tokens_per_s, rel=0.02)
+    # attention's arithmetic and the small operators of a layer take their time whatever the bandwidth
+    assert 1.5 * slow.decode_tokens_per_s < twice.decode_tokens_per_s < 2 * slow.decode_tokens_per_s
 
 
 def test_untied_embedding_costs_no_decode_time() -> None:

@@ -82,7 +82,8 @@ def test_whole_response_is_bounded(path: str, start: Start) -> None:
         try:
             events = list(create(**asked, stream=True))
         except openai.BadRequestError as early:  # on a busy machine all is computed before the stream's head is sent
-            assert (path, early.code) == ("responses", "response_too_large")
+            if (path, early.code) != ("responses", "response_too_large"):
+                raise
             return
     if path == "responses":  # its last event would repeat all
         assert "over 3,000 bytes" in events[-1].response.error.message
