@@ -7,7 +7,7 @@ converts, and many that it can only plan for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Literal, TypeAlias
 
@@ -67,7 +67,7 @@ class LayerCache:
     per_token: int = 0
     window: int = 0
     state: int = 0
-    sharing: float = 1.0
+    sharing: float = field(default=1.0, compare=False)  # a GGUF header does not always tell
 
     def tokens(self, context: int) -> int:
         """Tokens that this layer needs of the last `context`."""

@@ -145,7 +145,9 @@ def _cache(fields: ConfigFields, tensors: Mapping[str, GgufTensor], layer: int, 
         return LayerCache("latent", compressed.shape[0])
     if key and value:
         seen = window(fields, layer)
-        return LayerCache("sliding" if seen else "full", key.shape[0] + value.shape[0], seen)
+        query = tensor("attn_q")
+        sharing = query.shape[0] / key.shape[0] if query else 1.0
+        return LayerCache("sliding" if seen else "full", key.shape[0] + value.shape[0], seen, sharing=sharing)
     short, states = tensor("shortconv.conv"), tensor("ssm_conv1d")
     if short:
         return LayerCache("linear", state=prod(short.shape))
