@@ -175,7 +175,7 @@ def test_many_streams_at_once(llama: Any) -> None:
 def test_session_in_use_is_an_error_in_the_loop_too(llama: Any) -> None:
     async def twice() -> None:
         session = llama.session()
-        async with aclosing(session.astream("hello", max_tokens=50)) as chunks:
+        async with aclosing(session.astream("hello", max_tokens=400)) as chunks:
             async for _ in chunks:
                 with pytest.raises(edgekit.GenerationError, match="in use"):
                     async for _ in session.astream("other"):
