@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from edgekit.errors import EdgeKitError
+from edgekit.quiet import is_verbose, verbosity_kept, verbosity_raised
 
 __all__ = ["main"]
 
@@ -35,7 +37,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"edgekit.cli.{cmd_name}").command
+        command: click.Command = copy.copy(importlib.import_module(f"edgekit.cli.{cmd_name}").command)
+        command.params = [*command.params, _verbose_option()]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -50,7 +53,24 @@ class _LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def _raise_verbosity(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        verbosity_raised()
+
+
+def _verbose_option() -> click.Option:
+    """Of every command, and of the group."""
+    return click.Option(
+        ["-v", "--verbose"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_raise_verbosity,
+        help="Show what the libraries at work print and warn of, and tracebacks.",
+    )
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, params=[_verbose_option()])
 @click.version_option(package_name="edgekit-toolkit", prog_name="edgekit")
 def _edgekit() -> None:
     """Deploy language models to phones, Raspberry Pi boards and Copilot+ PCs."""
@@ -62,14 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream, errors in streams:
         if hasattr(stream, "reconfigure"):  # a Windows console's own encoding can't show every model's text
             stream.reconfigure(encoding="utf-8", errors=errors)
+    with verbosity_kept():
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        code = _edgekit.main(
-            arguments,
-            prog_name="edgekit",
-            standalone_mode=False,
-            obj=list(sys.argv[1:] if arguments is None else arguments),
-        )
+        code = _edgekit.main(arguments, prog_name="edgekit", standalone_mode=False, obj=arguments)
     except EdgeKitError as error:
+        if is_verbose():
+            import traceback
+
+            traceback.print_exception(error)
         click.echo(f"error: {error.message}", err=True)
         if error.hint:
             click.echo(f"hint: {error.hint}", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,11 @@ def progress_bars() -> Iterator[ProgressFn | None]:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    # A file of its own: the bars stay where third parties are quieted.
+    with (
+        open(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace") as shown,
+        Bars(*columns, console=Console(file=shown)) as bars,
+    ):
 
         def show(progress: Progress) -> None:
             if progress.stage not in tasks:

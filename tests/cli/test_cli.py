@@ -249,3 +249,12 @@ def test_verify_fails_a_program_that_computes_something_else(cli: Any, own_bundl
     values = json.loads(result.out)
     assert (result.code, values["ok"], values["programs"][0]["status"]) == (1, False, "failed")
     assert "over the bound" in values["programs"][0]["reason"]
+
+
+@pytest.mark.parametrize("arguments", [("-v", "inspect", "nowhere"), ("inspect", "nowhere", "--verbose")])
+def test_verbose_shows_the_traceback_of_an_error(cli: Any, arguments: tuple[str, ...]) -> None:
+    result = cli(*arguments)
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert "error: nowhere does not exist" in result.err
+    assert "Traceback" not in cli("inspect", "nowhere").err, "it lasts for one call"
