@@ -9,6 +9,7 @@ neighbouring positions are not independent (Efron and Tibshirani, An Introductio
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -125,9 +126,7 @@ class Divergence:
         mean, reference = (float(np.concatenate(units).mean()) for units in (self._surprise, self._reference_surprise))
         excess = [a - b for a, b in zip(self._surprise, self._reference_surprise, strict=True)]
         low, high = _percentiles(_means(excess))
-        return Perplexity(
-            math.exp(mean), math.exp(reference), math.exp(mean - reference), (math.exp(low), math.exp(high))
-        )
+        return Perplexity(_exp(mean), _exp(reference), _exp(mean - reference), (_exp(low), _exp(high)))
 
     def kl_ratio(self, other: Divergence) -> tuple[float, Interval]:
         """This mean KL divided by another's on the same units, and its interval; the same units are drawn for both."""
@@ -162,6 +161,11 @@ def _percentiles(values: Floats) -> Interval:
 
     low, high = np.percentile(values, COVERED)
     return float(low), float(high)
+
+
+def _exp(value: float) -> float:
+    """e^value, or the largest number where that is larger: a broken program may be surprised without bounds."""
+    return math.exp(min(value, math.log(sys.float_info.max)))
 
 
 def _four_digits(value: float) -> float:

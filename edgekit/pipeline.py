@@ -16,6 +16,7 @@ from typing import Any
 from edgekit.alternatives import too_large_error
 from edgekit.bundle import MANIFEST, RECIPE, TOKENIZER, Bundle, Manifest, Program, hash_file, list_files
 from edgekit.calibration import calibration_texts, text_tokens
+from edgekit.child import ChildError
 from edgekit.describe import NOT_VERIFIED, describe
 from edgekit.errors import ConversionError, MissingExtraError, PlanError, SourceError
 from edgekit.gate import oversize, verify_program
@@ -195,9 +196,9 @@ def _compiled(directory: Path, graph: Graph, npu: Npu) -> tuple[Graph, tuple[str
     graph = replace(graph, npu={"htp_arch": npu.architecture.removeprefix("v"), "soc_model": str(npu.soc_model)})
     try:
         return replace(graph, contexts=load_attribute(COMPILERS[npu.provider])(directory, graph)), ()
-    except MissingExtraError as error:
-        note = f"not compiled for the NPU, which does so when it loads the program: {error.message}; {error.hint}"
-        return graph, (note,)
+    except (MissingExtraError, ChildError) as error:
+        why = "; ".join(filter(None, (error.message, error.hint)))
+        return graph, (f"not compiled for the NPU, which does so when it loads the program: {why}",)
 
 
 def _merged(manifests: Sequence[Manifest]) -> Manifest:

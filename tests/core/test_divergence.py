@@ -96,3 +96,12 @@ def test_equal_models_do_not_diverge() -> None:
     figures = divergence.figures().rounded()
     assert (figures.kl_mean, figures.kl_p99, figures.top1_agreement) == (0.0, 0.0, 1.0)
     assert divergence.perplexity().perplexity_ratio == 1.0
+
+
+def test_a_surprise_without_bounds_is_a_large_number_still() -> None:
+    logits = np.array([[5000.0, 0.0], [0.0, 5000.0]], np.float32)
+    divergence = Divergence()
+    divergence.add(log_probabilities(logits[::-1]), log_probabilities(logits), np.array([1, 0]))
+    assert all(
+        math.isfinite(value) for value in (divergence.perplexity().perplexity, divergence.perplexity().perplexity_ratio)
+    )

@@ -12,8 +12,10 @@ import onnx
 import pytest
 
 import edgekit
-from edgekit.errors import MissingExtraError, PlanError
+from edgekit.child import ChildError
+from edgekit.errors import EdgeKitError, MissingExtraError, PlanError
 from edgekit.gate import verify_bundle
+from edgekit.runtimes.npu_contexts import write_contexts
 
 TARGET, FORMATS = "copilot-snapdragon-x-elite", ["onnx-qdq", "onnx"]
 needs_emulator = pytest.mark.skipif(
@@ -83,16 +85,34 @@ def test_formats_are_each_named_once(tiny_model: Any, tmp_path: Path) -> None:
         edgekit.convert(tiny_model("llama"), target=TARGET, format=["onnx", "onnx"], out=tmp_path / "a.edgekit")
 
 
-def test_missing_compiler_is_told_with_its_pip_line(
-    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MissingExtraError("onnxruntime-qnn", "qnn"), "edgekit-toolkit[qnn]"),
+        (ChildError("it crashed with SIGSEGV"), "it crashed with SIGSEGV"),
+    ],
+)
+def test_what_kept_it_from_being_compiled_is_told(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: EdgeKitError, told: str
 ) -> None:
-    def missing(*arguments: object) -> None:
-        raise MissingExtraError("onnxruntime-qnn", "qnn")
+    def fail(*arguments: object) -> None:
+        raise error
 
-    monkeypatch.setattr("edgekit.runtimes.npu_contexts.write_contexts", missing)
+    monkeypatch.setattr("edgekit.runtimes.npu_contexts.write_contexts", fail)
     out = tmp_path / "a.edgekit"
     source = tiny_model("llama", num_hidden_layers=2, tie_word_embeddings=True)
     made = edgekit.convert(source, target=TARGET, quant="int8", context=128, out=out, verify=False)
     assert made.manifest.programs[0].graph.format == "onnx-qdq", "what the target prefers"
     assert made.manifest.programs[0].graph.contexts == ()
-    assert any("edgekit-toolkit[qnn]" in note for note in made.manifest.plan["notes"])
+    assert any(told in note for note in made.manifest.plan["notes"])
+
+
+@pytest.mark.slow
+@needs_emulator
+def test_a_graph_that_the_compiler_does_not_take_ends_another_process(bundle: edgekit.Bundle, tmp_path: Path) -> None:
+    graph = bundle.manifest.programs[0].graph
+    for file in graph.files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"not a graph")
+    with pytest.raises(ChildError, match="prefill"):
+        write_contexts(tmp_path, graph)
