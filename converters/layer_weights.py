@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgekit.source import Source
 
-from .weight_writer import read_floats
+from .weight_rows import read_floats
 
 __all__ = ["LayerWeights", "ResidualBasis"]
 

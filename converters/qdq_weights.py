@@ -20,7 +20,8 @@ from .layer_weights import LayerWeights
 from .packing import pack
 from .qdq_graph import MatrixRegions
 from .row_scales import ScaledRows, quantize_rows
-from .weight_writer import CHUNK_ELEMENTS, MOST_THREADS, RegionFile, open_region_file
+from .weight_rows import CHUNK_ELEMENTS, MOST_THREADS
+from .weight_writer import RegionFile, open_region_file
 
 __all__ = ["write_matrices"]
 

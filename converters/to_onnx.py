@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from threadpoolctl import threadpool_limits
-
 from edgekit.cache_scales import find_cache_scales
-from edgekit.calibration import THREADS
 from edgekit.config import ModelConfig
 from edgekit.graph import Graph
-from edgekit.plan import INT8_LEVEL, Plan
+from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
 from edgekit.source import Source
 
-from .calibrate import rounding_guides, second_moments
 from .onnx_decoder import FIRST_POSITION, INPUTS, OUTPUTS, ROPE_LENGTH, EmittedDecoder, cache_layout, emit_decoder
-from .scaling import find_scales, scaled_source
+from .stored_weights import tuned_source
 from .weight_writer import write_weights
 
 __all__ = ["export", "program_bytes"]
@@ -46,12 +42,7 @@ def export(
     folder = directory / "onnx"
     folder.mkdir(parents=True)
     emitted = _emit(config, plan)
-    if plan.scaled:
-        moments = second_moments(source, texts, directory.parent, plan.scaled, stage="scale", on_progress=on_progress)
-        with threadpool_limits(THREADS, user_api="blas"):
-            scales = find_scales(source, plan.weights, moments, int8_activations=plan.accuracy_level == INT8_LEVEL)
-        source = scaled_source(source, scales)
-    guides = rounding_guides(source, texts, directory.parent, plan.calibrated) if plan.calibrated else ()
+    source, guides = tuned_source(source, plan, texts, directory.parent, on_progress=on_progress)
     ranged = find_cache_scales(source, plan, texts, directory, on_progress=on_progress) if emitted.cache_scales else ()
     weights = write_weights(
         folder / WEIGHTS, emitted, config, plan.weights, source.parts,

@@ -15,7 +15,7 @@ import pytest
 
 TARGET = ("--target", "raspberry-pi-5")
 PLACES = {
-    "a worker": "edgekit.converters.weight_writer._write_chunk",
+    "a worker": "edgekit.converters.weight_writer._write_rows",
     "the export": "edgekit.converters.to_onnx.emit_decoder",
     "the verification": "edgekit.gate.make_goldens",
     "the comparison": "edgekit.gate.compare",

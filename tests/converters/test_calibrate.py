@@ -120,7 +120,7 @@ def test_guides_of_a_layer_are_gone_before_the_next_are_made(
             yield guides
             del guides
 
-    monkeypatch.setattr("edgekit.converters.to_onnx.rounding_guides", watched)
+    monkeypatch.setattr("edgekit.converters.stored_weights.rounding_guides", watched)
     source = open_source(tiny_model("llama"))
     plan = make_plan(source, load_target("linux-x86-64"), quant="int4-mixed")
     export(source, plan, tmp_path, texts=[[1, 2, 3, 4]])
@@ -180,7 +180,7 @@ def test_bytes_do_not_depend_on_the_number_of_threads(
 
     monkeypatch.setattr("edgekit.converters.calibrate.make_guide", watched)
     for threads in (1, 3):
-        monkeypatch.setattr("edgekit.converters.weight_writer.MOST_THREADS", threads)
+        monkeypatch.setattr("edgekit.converters.weight_rows.MOST_THREADS", threads)
         monkeypatch.setattr("os.cpu_count", lambda threads=threads: threads)
         with threadpool_limits(threads, user_api="blas"):
             export(source, plan, tmp_path / str(threads), texts=[list(range(60)), [7, 8]])

@@ -146,7 +146,7 @@ def test_conversion_reads_every_weight_byte_once(
     quant: str, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_reads: ReadLog
 ) -> None:
     source = open_source(sharded)
-    monkeypatch.setattr("edgekit.converters.weight_writer.CHUNK_ELEMENTS", 1000)  # many chunks a tensor
+    monkeypatch.setattr("edgekit.converters.weight_rows.CHUNK_ELEMENTS", 1000)  # many chunks a tensor
     ranges = log_reads()
     export(source, make_plan(source, load_target("linux-x86-64"), quant=quant), tmp_path / "out")
     assert max(Counter(ranges).values()) == 1
