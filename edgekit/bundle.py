@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
+from edgekit.checked_fields import DAMAGED, Fields
 from edgekit.errors import BundleError
 from edgekit.graph import CACHE_ELEMENT_BYTES, CacheLayout, Graph, TensorReport
 from edgekit.runtime_options import MOST_THREADS, RuntimeOptions
@@ -29,8 +30,9 @@ _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _APPLE_DOUBLE = "._"
 # All that a manifest may tell an NPU's tools: a vendor's other options name libraries to load and files to write.
 _NPU_OPTIONS = {"htp_arch", "soc_model"}
-_DAMAGED = "the bundle was changed or its copy is incomplete; convert the model again"
-_T = TypeVar("_T")
+# What programs must name besides their tokens and logits, where the runtime asks for more.
+_INPUTS = {"onnx": {"length", "logits_start"}, "onnx-qdq": {"past_length", "logits_start"}}
+_STATIC_GRAPHS = 4  # of onnx-qdq; see `Graph.chunk`
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,14 +173,14 @@ def _read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     try:
         if path.stat().st_size > LARGEST_MANIFEST_BYTES:
-            raise BundleError(f"{MANIFEST} is too large to be a manifest", hint=_DAMAGED)
+            raise BundleError(f"{MANIFEST} is too large to be a manifest", hint=DAMAGED)
         values = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is JSON but no text
     except FileNotFoundError as error:
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}", hint="use `edgekit convert`") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} can't be read as JSON", hint=_DAMAGED) from error
-    fields = _Fields(values, MANIFEST)
+        raise BundleError(f"{MANIFEST} can't be read as JSON", hint=DAMAGED) from error
+    fields = Fields(values, MANIFEST)
     version = fields.get("schema_version", int)
     if version > SCHEMA_VERSION:
         raise BundleError(
@@ -188,62 +190,11 @@ def _read_manifest(directory: Path) -> Manifest:
     return _manifest_from(fields)
 
 
-class _Fields:
-    """Checked access to a JSON object."""
-
-    def __init__(self, values: object, path: str) -> None:
-        if not isinstance(values, dict):
-            raise BundleError(f"{path} is not an object", hint=_DAMAGED)
-        self.values, self.path = values, path
-
-    def get(self, key: str, kind: type[_T]) -> _T:
-        value = self.values.get(key)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.wrong(key, kind.__name__)
-        return value
-
-    def optional(self, key: str, kind: type[_T]) -> _T | None:
-        return None if self.values.get(key) is None else self.get(key, kind)
-
-    def size(self, key: str) -> int:
-        value = self.get(key, int)
-        if value < 0:
-            raise self.wrong(key, "a size")
-        return value
-
-    def quantity(self, key: str) -> float:
-        value = self.values.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= sys.float_info.max:
-            raise self.wrong(key, "a number")
-        return float(value)
-
-    def nested(self, key: str) -> _Fields:
-        return _Fields(self.values.get(key), f"{self.path}: {key}")
-
-    def objects(self, key: str) -> list[_Fields]:
-        return [_Fields(item, f"{self.path}: {key}[{index}]") for index, item in enumerate(self.get(key, list))]
-
-    def texts(self, key: str) -> dict[str, str]:
-        values = self.get(key, dict)
-        if not all(isinstance(name, str) and isinstance(value, str) for name, value in values.items()):
-            raise self.wrong(key, "an object of texts")
-        return values
-
-    def listed(self, key: str, kind: type[_T]) -> tuple[_T, ...]:
-        values = self.get(key, list)
-        if not all(isinstance(item, kind) and not isinstance(item, bool) for item in values):
-            raise self.wrong(key, f"a list of {kind.__name__}")
-        return tuple(values)
-
-    def wrong(self, key: str, expected: str) -> BundleError:
-        return BundleError(f"{self.path}: {key} is not {expected}", hint=_DAMAGED)
-
-
-def _manifest_from(fields: _Fields) -> Manifest:
+def _manifest_from(fields: Fields) -> Manifest:
     tokenizer = fields.nested("tokenizer")
     programs = tuple(_program_from(item) for item in fields.objects("programs"))
     if not programs:
-        raise BundleError(f"{MANIFEST} lists no program", hint=_DAMAGED)
+        raise BundleError(f"{MANIFEST} lists no program", hint=DAMAGED)
     fields.nested("model").optional("parameters", int)
     fields.nested("plan").listed("notes", str)
     files = fields.get("files", dict)
@@ -254,7 +205,7 @@ def _manifest_from(fields: _Fields) -> Manifest:
         *(file for program in programs for file in (*program.graph.files, *program.graph.contexts)),
     ):
         if name not in files:
-            raise BundleError(f"{MANIFEST} does not list the file {name}", hint=_DAMAGED)
+            raise BundleError(f"{MANIFEST} does not list the file {name}", hint=DAMAGED)
     return Manifest(
         edgekit_version=fields.get("edgekit_version", str),
         model=fields.get("model", dict),
@@ -272,7 +223,7 @@ def _manifest_from(fields: _Fields) -> Manifest:
     )
 
 
-def _program_from(fields: _Fields) -> Program:
+def _program_from(fields: Fields) -> Program:
     cache = fields.nested("cache")
     graph = Graph(
         format=fields.get("format", str),
@@ -298,6 +249,9 @@ def _program_from(fields: _Fields) -> Program:
         chunk=fields.size("chunk") if "chunk" in fields.values else 0,
         npu=fields.texts("npu") if "npu" in fields.values else {},
         contexts=fields.listed("contexts", str) if "contexts" in fields.values else (),
+        operators=fields.nested("operators").tables() if "operators" in fields.values else {},
+        delegated=fields.counts("delegated") if "delegated" in fields.values else {},
+        kept_in_floats=fields.texts("kept_in_floats") if "kept_in_floats" in fields.values else {},
     )
     context = fields.size("context")
     _check_graph(fields, graph, context)
@@ -312,23 +266,25 @@ def _program_from(fields: _Fields) -> Program:
     return Program(graph, context, quality.values, runtime)
 
 
-def _check_graph(fields: _Fields, graph: Graph, context: int) -> None:
+def _check_graph(fields: Fields, graph: Graph, context: int) -> None:
     if not graph.files or not context or graph.cache.dtype not in CACHE_ELEMENT_BYTES:
-        raise BundleError(f"{fields.path} lacks files, a context or a known cache type", hint=_DAMAGED)
-    wanted = {"tokens", "logits_start", "past_length" if graph.chunk else "length"}
-    if not wanted <= set(graph.inputs) or "logits" not in graph.outputs or len(graph.files) < (4 if graph.chunk else 1):
-        raise BundleError(f"{fields.path} does not name its inputs and outputs", hint=_DAMAGED)
+        raise BundleError(f"{fields.path} lacks files, a context or a known cache type", hint=DAMAGED)
+    wanted = {"tokens"} | _INPUTS.get(graph.format, set())
+    if not wanted <= set(graph.inputs) or "logits" not in graph.outputs:
+        raise BundleError(f"{fields.path} does not name its inputs and outputs", hint=DAMAGED)
+    if graph.format == "onnx-qdq" and not (graph.chunk and len(graph.files) >= _STATIC_GRAPHS):
+        raise BundleError(f"{fields.path} is not described as {graph.format} programs are", hint=DAMAGED)
     if ("first_position" in graph.inputs) != bool(graph.positions) or (
         graph.positions and not 0 < graph.window < context
     ):
-        raise BundleError(f"{fields.path} slides over a window that it does not have", hint=_DAMAGED)
+        raise BundleError(f"{fields.path} slides over a window that it does not have", hint=DAMAGED)
     if not set(graph.npu) <= _NPU_OPTIONS:
         raise fields.wrong("npu", f"an object of {' and '.join(sorted(_NPU_OPTIONS))} alone")
     if len(graph.contexts) == 1:
         raise fields.wrong("contexts", "a list with a file for each of two graphs")
 
 
-def _runtime_from(fields: _Fields) -> RuntimeOptions:
+def _runtime_from(fields: Fields) -> RuntimeOptions:
     switches = ("spinning", "arena", "prepacking", "mapped_weights")
     threads = fields.size("threads")
     if threads > MOST_THREADS:
@@ -336,7 +292,7 @@ def _runtime_from(fields: _Fields) -> RuntimeOptions:
     return RuntimeOptions(threads, **{name: fields.get(name, bool) for name in switches})
 
 
-def _report_from(fields: _Fields) -> TensorReport:
+def _report_from(fields: Fields) -> TensorReport:
     return TensorReport(
         role=fields.get("role", str),
         stored=fields.get("stored", str),
@@ -354,7 +310,7 @@ def _check_path(name: object) -> None:
     plain = isinstance(name, str) and path.parts and path.as_posix() == name and not path.is_absolute()
     if not plain or ".." in path.parts or "\\" in str(name) or ":" in str(name) or "\0" in str(name):
         raise BundleError(
-            f"{MANIFEST} lists the file {str(name)[:80]!r}, which is not a path in the bundle", hint=_DAMAGED
+            f"{MANIFEST} lists the file {str(name)[:80]!r}, which is not a path in the bundle", hint=DAMAGED
         )
 
 
@@ -363,19 +319,19 @@ def _check_files(directory: Path, manifest: Manifest, check_hashes: bool) -> Non
     missing = sorted(set(manifest.files) - present)
     extra = sorted(present - set(manifest.files) - {MANIFEST})
     if missing:
-        raise BundleError(f"{directory}: the file {missing[0]} is missing", hint=_DAMAGED)
+        raise BundleError(f"{directory}: the file {missing[0]} is missing", hint=DAMAGED)
     if extra:
         raise BundleError(
             f"{directory}: the file {extra[0]} is not part of the bundle", hint="move it elsewhere, or convert again"
         )
     for name, values in manifest.files.items():
-        entry, path = _Fields(values, f"{MANIFEST}: {name}"), directory / name
+        entry, path = Fields(values, f"{MANIFEST}: {name}"), directory / name
         if not path.is_file():  # a pipe or a device would never end
-            raise BundleError(f"{directory}: {name} is not a plain file", hint=_DAMAGED)
+            raise BundleError(f"{directory}: {name} is not a plain file", hint=DAMAGED)
         size, stored = entry.size("size_bytes"), path.stat().st_size
         if path.is_symlink() and directory.resolve() not in path.resolve().parents:
-            raise BundleError(f"{directory}: {name} links to a place outside the bundle", hint=_DAMAGED)
+            raise BundleError(f"{directory}: {name} links to a place outside the bundle", hint=DAMAGED)
         if stored != size:
-            raise BundleError(f"{directory}: {name} has {stored:,} bytes, the manifest says {size:,}", hint=_DAMAGED)
+            raise BundleError(f"{directory}: {name} has {stored:,} bytes, the manifest says {size:,}", hint=DAMAGED)
         if check_hashes and hash_file(path) != entry.get("sha256", str):
-            raise BundleError(f"{directory}: {name} was changed: its SHA-256 is not the manifest's", hint=_DAMAGED)
+            raise BundleError(f"{directory}: {name} was changed: its SHA-256 is not the manifest's", hint=DAMAGED)

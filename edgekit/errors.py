@@ -68,12 +68,13 @@ class BundleError(EdgeKitError):
 
 
 class MissingExtraError(EdgeKitError):
-    """An optional dependency is not installed; the hint is the pip line."""
+    """An optional dependency is not installed; the hint is the pip line, and for which machines it is made where not for all."""
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str, machines: str = "") -> None:
+        made_for = f" (made for {machines})" if machines else ""
         super().__init__(
             f"this needs the package {package}, which is not installed",
-            hint=f'pip install "edgekit-toolkit[{extra}]"',
+            hint=f'pip install "edgekit-toolkit[{extra}]"{made_for}',
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.bundle import GOLDENS, Bundle, Program, open_bundle
 from edgekit.companion import companion
 from edgekit.divergence import Figures
+from edgekit.efficiency import EFFICIENCY
 from edgekit.errors import BundleError, ConversionError, GenerationError, SourceError
 from edgekit.goldens import Goldens, make_goldens, read_goldens, written_goldens
 from edgekit.graph import Graph
@@ -57,7 +58,7 @@ def kl_bound(graph: Graph, parameters: int) -> float:
     """The mean KL that a program must not exceed: by the fewest bits that any of its weights was rounded to."""
     rounded = [report.bits for report in graph.weights if report.block_size and report.relative_error]
     if min(rounded, default=32) > 4:
-        return BOUND_8_BIT_NPU if graph.chunk else BOUND_8_BITS
+        return BOUND_8_BIT_NPU if EFFICIENCY[graph.format].quantized_activations else BOUND_8_BITS
     return BOUND_4_BITS_SMALL if parameters < SMALL_PARAMETERS else BOUND_4_BITS
 
 

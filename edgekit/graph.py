@@ -85,12 +85,15 @@ class Graph:
         window: Tokens that every layer sees, the newest among them; 0 where a layer sees all.
         positions: Tokens that a sequence may reach when those outside of the window leave the cache; 0 where the program
             can't do that. Such a program has the input `first_position`.
-        chunk: Tokens that a program of static shape takes at a time, beside its graph for one; 0 for others. Such a program
-            has four graphs, the first of `files`: `embedding` and `head` for the CPU, which take any number of tokens, and
-            between them `prefill` and `decode` for the NPU, whose cache holds exactly the context.
+        chunk: Tokens that a program of static shape takes at a time, beside its graph for one; 0 for others. Its cache holds
+            exactly the context. Of `onnx-qdq` such a program has four graphs, the first of `files`: `embedding` and `head`
+            for the CPU, which take any number of tokens, and between them `prefill` and `decode` for the NPU.
         npu: What the NPU's tools must be told of the chip, by their own names: `htp_arch`, `soc_model`.
         contexts: Files of the NPU's graphs compiled for that chip: one for `prefill`, one for `decode`, then binaries that
             these name. Empty where they were not compiled.
+        operators: For each of the program's functions how often it has each operator; empty where that is not known.
+        delegated: Operators by the delegate that takes them; those in none are counted under the empty name.
+        kept_in_floats: Roles of weights, or kinds of values, that a quantized program computes in floats, each with why.
     """
 
     format: str
@@ -106,3 +109,6 @@ class Graph:
     chunk: int = 0
     npu: Mapping[str, str] = field(default_factory=dict)
     contexts: tuple[str, ...] = ()
+    operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    delegated: Mapping[str, int] = field(default_factory=dict)
+    kept_in_floats: Mapping[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from edgekit.errors import MissingExtraError
@@ -26,6 +27,7 @@ __all__ = [
     "SERVER",
     "SERVER_SETTINGS",
     "SOURCE_READERS",
+    "check_installed",
     "load_attribute",
 ]
 
@@ -91,6 +93,36 @@ OPTIONAL = {
     "pydantic_core": ("pydantic", "serve"),
     "prometheus_client": ("prometheus-client", "serve"),
 }
+
+# What formats are written and run with besides: the modules of their extra, each with the package that brings it, and for which
+# machines there are such packages.
+FORMAT_EXTRAS = {
+    "executorch": ({"torch": "torch", "executorch": "executorch"}, "Linux, macOS on arm64, Windows on x86-64"),
+    "coreml": ({"torch": "torch", "coremltools": "coremltools"}, "macOS, Linux on x86-64"),
+    "coreai": (
+        {"torch": "torch", "coreai": "coreai-core", "coreai_torch": "coreai-torch", "coreai_opt": "coreai-opt"},
+        "macOS on arm64, Linux on x86-64",
+    ),
+}
+
+
+def check_installed(format: str) -> None:
+    """Refuse a format whose extra is not installed, before any work; nothing of it is imported.
+
+    Raises:
+        MissingExtraError: The extra's name is the format's.
+    """
+    modules, machines = FORMAT_EXTRAS.get(format, ({}, ""))
+    for module, package in modules.items():
+        if not _is_installed(module):
+            raise MissingExtraError(package, format, machines)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # imported by hand, without a spec
+        return True
 
 
 def load_attribute(path: str) -> Any:

@@ -60,9 +60,11 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 
 def provider_note(model: LoadedModel) -> None:
-    """Say on stderr what would rather have run the program, and why it does not."""
+    """Say on stderr what would rather have run the program, and why it does not; and what to know of what runs it."""
     for passed_over in model.provider.passed_over:
         click.echo(f"note: not run by {passed_over}", err=True)
+    if model.provider.note:
+        click.echo(f"note: run on {model.provider.executed}: {model.provider.note}", err=True)
 
 
 def size_text(size_bytes: float) -> str:

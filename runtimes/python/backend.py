@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Backend", "Decoder"]
+__all__ = ["Backend", "Decoder", "Runtime"]
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What computes the programs of a backend, here.
+
+    Attributes:
+        name: As quality cards have it under `executed`.
+        note: What its users must know of it, in one line; empty where there is nothing.
+        is_slow: It is there for its numbers, not for its speed: verification compares fewer positions.
+    """
+
+    name: str
+    note: str = ""
+    is_slow: bool = False
 
 
 class Decoder(Protocol):
@@ -61,6 +77,11 @@ class Decoder(Protocol):
 
 class Backend(Protocol):
     """Loaded weights."""
+
+    @property
+    def runtime(self) -> Runtime | None:
+        """What computes; None where it is an execution provider of ONNX Runtime, as `ProviderChoice` has it."""
+        ...
 
     def decoder(self) -> Decoder:
         """A new sequence with an empty cache."""

@@ -43,6 +43,8 @@ class QdqBackend:
         MissingExtraError: The provider is not installed.
     """
 
+    runtime = None
+
     def __init__(
         self,
         directory: Path,

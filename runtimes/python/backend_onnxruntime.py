@@ -44,6 +44,8 @@ class OnnxRuntimeBackend:
         BundleError: ONNX Runtime does not load the program.
     """
 
+    runtime = None
+
     def __init__(self, directory: Path, graph: Graph, *, context: int, options: RuntimeOptions) -> None:
         settings = session_options(options)
         settings.log_severity_level = _QUIET

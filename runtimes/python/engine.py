@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from edgekit.bundle import Bundle, Program
 from edgekit.errors import BundleError, GenerationError
-from edgekit.registry import BACKENDS, load_attribute
+from edgekit.registry import BACKENDS, check_installed, load_attribute
 from edgekit.runtime_options import usable_cores
 from edgekit.session import Chunk, GenerateOptions, Message, Prompt, Reply
 
@@ -61,7 +61,8 @@ def load_model(
 
     Raises:
         BundleError: The runtime does not load it, or the tokenizer is malformed.
-        UnsupportedError, MissingExtraError: As `choose_provider`.
+        MissingExtraError: What runs programs of this format is not installed.
+        UnsupportedError: As `choose_provider`.
         GenerationError: `session_cache_bytes` is negative.
     """
     started = time.perf_counter()
@@ -69,6 +70,7 @@ def load_model(
         raise GenerationError(f"session_cache_bytes is {session_cache_bytes}, expected 0 or more")
     if program.graph.format not in BACKENDS:
         raise BundleError(f"no runtime here runs {program.graph.format} programs", hint=f"known: {', '.join(BACKENDS)}")
+    check_installed(program.graph.format)
     final = verifying or provider is not None or choice is not None
     choice = choice or choose_provider(bundle, program, asked=provider, verifying=verifying)
     backend_class = load_attribute(BACKENDS[program.graph.format])
@@ -81,6 +83,7 @@ def load_model(
     release_free_memory()  # what reading the tokenizer took: the weights can have it
     more = {"context": program.context, "options": options}
     choice, backend = _open_backend(partial(backend_class, bundle.directory, program.graph, **more), choice, final)
+    choice = replace(choice, runtime=backend.runtime)
     model = LoadedModel(bundle, program, backend, tokenizer, choice, started, session_cache_bytes)
     model.release_memory()
     return model

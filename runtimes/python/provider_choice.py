@@ -27,6 +27,7 @@ from edgekit.errors import BundleError, EdgeKitError, MissingExtraError, Unsuppo
 from edgekit.machine import describe_machine
 from edgekit.registry import PROVIDERS_OF_FORMATS
 
+from .backend import Runtime
 from .providers import PROVIDERS, executor_name, find_devices, is_installed, package_versions
 
 __all__ = ["CPU_ONLY", "ProviderChoice", "cache_directory", "choose_provider", "fall_back", "list_providers"]
@@ -39,21 +40,39 @@ PROBE_TIMEOUT_S = 300.0  # an NPU's compiler takes minutes for a large graph, on
 
 @dataclass(frozen=True, slots=True)
 class ProviderChoice:
-    """What runs a program, and why. `passed_over`: what would have come first, each with what was wrong with it."""
+    """What runs a program, and why.
+
+    Attributes:
+        passed_over: What would have come first, each with what was wrong with it.
+        runtime: What computes where that is another runtime than ONNX Runtime.
+    """
 
     name: str
     device: str
     reason: str
     passed_over: tuple[str, ...] = ()
+    runtime: Runtime | None = None
 
     @property
     def executed(self) -> str:
         """As quality cards name it."""
-        return executor_name(self.name, self.device)
+        return self.runtime.name if self.runtime else executor_name(self.name, self.device)
+
+    @property
+    def is_slow(self) -> bool:
+        """True where verification compares fewer positions; see `Runtime`."""
+        return self.runtime is not None and self.runtime.is_slow
+
+    @property
+    def note(self) -> str:
+        """What users must know of what computes; empty where there is nothing."""
+        return self.runtime.note if self.runtime else ""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return asdict(self) | {"executed": self.executed, "passed_over": list(self.passed_over)}
+        values = asdict(self)
+        del values["runtime"]
+        return values | {"executed": self.executed, "passed_over": list(self.passed_over)}
 
 
 CPU_ONLY = ProviderChoice("cpu", "cpu", "programs of this format run on the CPU")
