@@ -129,7 +129,7 @@ class DecoderLayer(nn.Module):
         self.output = weights.linears[name + "output"]
         self.gate_up = weights.linears[name + "gate_up"]
         self.down = weights.linears[name + "down"]
-        self.activation = nn.SiLU() if config.activation == "silu" else nn.GELU(approximate="tanh")
+        self.activation = weights.activation
         norms = ("attention_norm", "mlp_norm", "post_attention_norm", "post_mlp_norm", "query_norm", "key_norm")
         self.norms = nn.ModuleDict({norm: weights.norms[name + norm] for norm in norms if name + norm in weights.norms})
 

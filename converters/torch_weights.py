@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekit.config import ModelConfig
+from edgekit.config import Activation, ModelConfig
 from edgekit.graph import TensorReport
 from edgekit.source import part_shapes
 
@@ -73,6 +73,10 @@ class DecoderParts:
         """An RMS norm over the last axis: of `query_norm` and `key_norm` a head, of all others the hidden size."""
         return RmsNorm(torch.from_numpy(weight).to(self.dtype), eps)
 
+    def activation(self, name: Activation) -> nn.Module:
+        """The feed-forward's activation."""
+        return nn.SiLU() if name == "silu" else nn.GELU(approximate="tanh")
+
     def _parameter(self, floats: Floats) -> nn.Parameter:
         return nn.Parameter(torch.from_numpy(floats).to(self.dtype), requires_grad=False)
 
@@ -85,6 +89,7 @@ class DecoderWeights:
     head: nn.Module
     linears: Mapping[str, nn.Module]
     norms: Mapping[str, nn.Module]
+    activation: nn.Module
     reports: tuple[TensorReport, ...]
 
 
@@ -157,7 +162,7 @@ def load_weights(stored: Iterable[StoredWeight], config: ModelConfig, parts: Dec
         else:
             (ends if role == "head" else linears)[role] = _product(weight, biases.get(role), parts)
     ordered = tuple(report for role in part_shapes(config) for report in reports[role])
-    return DecoderWeights(ends["embedding"], ends["head"], linears, norms, ordered)
+    return DecoderWeights(ends["embedding"], ends["head"], linears, norms, parts.activation(config.activation), ordered)
 
 
 def _several(weight: StoredWeight, sizes: Sequence[int], bias: Floats | None, parts: DecoderParts) -> nn.Module:
