@@ -62,6 +62,7 @@ CONVERTERS = {
 BACKENDS = {
     "onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend",
     "onnx-qdq": "edgekit.runtimes.backend_onnx_qdq:QdqBackend",
+    "executorch": "edgekit.runtimes.backend_executorch:ExecuTorchBackend",
 }
 MEASURE_COSTS = "edgekit.converters.sensitivity:measure_costs"
 # Formats whose programs can be written to a size: what they would take.
