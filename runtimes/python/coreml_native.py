@@ -1,0 +1,74 @@
+"""Core ML itself, on macOS, through coremltools. Nothing here can be executed elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import BundleError, GenerationError, MissingExtraError
+from edgekit.quiet import quieted
+
+from .backend import Runtime
+from .mil_types import ArrayLike
+
+__all__ = ["NativeProgram"]
+
+
+class NativeProgram:
+    """A package's functions, each of them a model of its own to Core ML, which maps the weights once.
+
+    States made for one function serve the others: they are declared alike.
+
+    Args:
+        package: The .mlpackage; Core ML compiles it, to a temporary place.
+        functions: The functions to load.
+
+    Raises:
+        BundleError: Core ML does not load it.
+        MissingExtraError: coremltools is not installed.
+    """
+
+    runtime = Runtime("coreml")
+
+    def __init__(self, package: Path, functions: Sequence[str]) -> None:
+        try:
+            with quieted():
+                from coremltools.models import MLModel
+
+                self._models = {name: MLModel(str(package), function_name=name) for name in functions}
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("coremltools", "coreml") from error
+        except Exception as error:  # coremltools passes on what Core ML says as plain RuntimeError and Exception
+            raise BundleError(f"{package.name} is not loaded by Core ML: {_first_line(error)}") from error
+        self._first = functions[0]
+
+    def new_states(self) -> Any:
+        """See `CoreMLProgram.new_states`."""
+        return self._models[self._first].make_state()
+
+    def run(self, function: str, inputs: Mapping[str, NDArray[np.int32]], states: Any, output: str) -> ArrayLike:
+        """See `CoreMLProgram.run`.
+
+        Raises:
+            GenerationError: Core ML fails.
+        """
+        try:
+            return np.asarray(self._models[function].predict(dict(inputs), states)[output])
+        except Exception as error:  # as above
+            raise GenerationError(f"Core ML failed: {_first_line(error)}") from error
+
+    def read_state(self, states: Any, name: str) -> ArrayLike:
+        """See `CoreMLProgram.read_state`."""
+        return np.asarray(states.read_state(name))
+
+    def write_state(self, states: Any, name: str, array: ArrayLike) -> None:
+        """See `CoreMLProgram.write_state`."""
+        states.write_state(name, array)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
