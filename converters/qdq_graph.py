@@ -43,6 +43,12 @@ class Encoding:
         scale = max((high - low) / steps, _SMALLEST_SCALE)
         return cls(scale, min(max(round(-low / scale), 0), steps), bits)
 
+    @classmethod
+    def centred(cls, low: float, high: float, bits: int) -> Encoding:
+        """The finest encoding of a range whose zero point is in the middle."""
+        middle = 2 ** (bits - 1)
+        return cls(max(-low / middle, high / (middle - 1), _SMALLEST_SCALE), middle, bits)
+
     @property
     def low(self) -> float:
         """The smallest float."""

@@ -143,7 +143,9 @@ def _encodings(config: ModelConfig, bounds: Bounds) -> dict[str, Encoding]:
     kept = {f"layers.{index}.{part}" for index in range(len(config.layers)) for part in ("key_cache", "value_cache")}
     encodings = {}
     for name, (low, high) in bounds.items():
-        encodings[name] = Encoding.of_range(low * HEADROOM, high * HEADROOM, _CACHE_BITS if name in kept else 16)
+        wider = low * HEADROOM, high * HEADROOM
+        # What is kept has one zero point in all layers: runtimes fill empty places with it.
+        encodings[name] = Encoding.centred(*wider, _CACHE_BITS) if name in kept else Encoding.of_range(*wider)
     depth = 0.0
     for index in range(len(config.layers)):
         name = f"layers.{index}.{'scores' if config.attention.softcap else 'products'}"

@@ -148,6 +148,7 @@ def _quantize_tile(
     best_scale, best_zero_point = _best_fit(weights, importance, form, _RANGES[form.bits], levels, product)
     if rounding == "hqq":
         best_scale, best_zero_point = fit_hqq(weights, form, best_scale, best_zero_point)
+        best_scale = _storable(best_scale, form)
     _round(weights, best_scale, best_zero_point, top, levels)
     np.add(levels, best_zero_point, out=product)
     values[...] = product.astype(np.uint8).T
@@ -181,7 +182,16 @@ def _best_fit(
             np.copyto(best_scale, fitted, where=better)
             np.copyto(best_zero_point, zero_point, where=better)
     best_scale[np.abs(best_scale) < _SMALLEST] = 1
-    return best_scale, best_zero_point
+    return _storable(best_scale, form), best_zero_point
+
+
+def _storable(scale: Floats, form: WeightFormat) -> Floats:
+    """The scales as the format keeps them."""
+    if not form.bfloat16_scales:
+        return scale
+    bits = np.maximum(scale, _SMALLEST).view(np.uint32)
+    bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))  # to the nearest, ties to even
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def _candidates(weights: Floats, form: WeightFormat, ranges: Sequence[float]) -> Iterator[tuple[Floats, Floats]]:
@@ -191,7 +201,10 @@ def _candidates(weights: Floats, form: WeightFormat, ranges: Sequence[float]) ->
     middle = np.float32(1 << (form.bits - 1))
     top = np.float32((1 << form.bits) - 1)
     for part in ranges:
-        if form.symmetric:
+        if form.bfloat16_scales:
+            scale = np.maximum(-low / middle, high / (middle - 1)) * np.float32(part)
+            zero_point = np.full_like(scale, middle)
+        elif form.symmetric:
             # The value range is one longer below zero: the sign of the scale turns it to the longer side.
             scale = np.where(-low > high, low, high) * np.float32(-part) / middle
             zero_point = np.full_like(scale, middle)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from edgekit.quant import CacheFormat
 
-__all__ = ["CACHE_ELEMENT_BYTES", "CacheLayout", "Graph", "TensorReport"]
+__all__ = ["CACHE_ELEMENT_BYTES", "EMPTY_UINT8", "CacheLayout", "Graph", "TensorReport"]
 
 CACHE_ELEMENT_BYTES: Mapping[str, int] = {form.value: form.element_bytes for form in CacheFormat} | {"uint8": 1}
+EMPTY_UINT8 = 128  # the zero point of keys and values in uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,9 @@ class CacheLayout:
     and `present_value`; the runtime binds one buffer as both.
 
     Programs of static shape (`Graph.chunk`) have no first axis of 1, and write the new tokens' keys and values only, which the
-    runtime puts behind those it has. With `keys_transposed` a key tensor is [kv_heads, head_dim, capacity].
+    runtime puts behind those it has. Places without a token must hold zeros, in uint8 `EMPTY_UINT8`: they are hidden by a number
+    that is added to their scores, and other keys might score higher than it hides. With `keys_transposed` a key tensor is
+    [kv_heads, head_dim, capacity].
     """
 
     layers: int

@@ -78,6 +78,8 @@ class WeightFormat:
 
     `row_scaled` is what NPUs take: symmetric, with one float32 scale for each row, which in formats with blocks each block
     multiplies by a whole number of its own, up to 15; without (block size 0) a row is one block.
+
+    `bfloat16_scales`, of symmetric formats, are what XNNPACK's kernels read: each over zero and a bfloat16.
     """
 
     bits: int
@@ -85,6 +87,7 @@ class WeightFormat:
     symmetric: bool = True
     row_scaled: bool = False
     offset: bool = False
+    bfloat16_scales: bool = False
 
     def __post_init__(self) -> None:
         if self.bits in {16, 32}:
@@ -108,7 +111,7 @@ class WeightFormat:
             return rows * (columns * self.bits // 8 + 4 + (columns // self.block_size if self.block_size else 0))
         blocks = -(-columns // self.block_size)
         zero_points = 0 if self.symmetric else -(-blocks * self.bits // 8)
-        floats = 8 if self.offset else 4
+        floats = (2 if self.bfloat16_scales else 4) + (4 if self.offset else 0)
         return rows * (blocks * (self.block_size * self.bits // 8 + floats) + zero_points)
 
 

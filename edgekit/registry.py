@@ -62,6 +62,7 @@ CONVERTERS = {
 BACKENDS = {
     "onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend",
     "onnx-qdq": "edgekit.runtimes.backend_onnx_qdq:QdqBackend",
+    "executorch": "edgekit.runtimes.backend_executorch:ExecuTorchBackend",
     "coreml": "edgekit.runtimes.backend_coreml:CoreMLBackend",
 }
 MEASURE_COSTS = "edgekit.converters.sensitivity:measure_costs"

@@ -33,6 +33,135 @@ CHAT_TEMPLATE = (
 SPECIAL_TOKENS = ("<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 
 
+WINDOW = 24  # shorter than the tests' prompts: sequences run past it
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+# The growth is strong, so that it shows within 110 tokens; in the second it starts where the context ends.
+MINISTRAL3_ROPE = YARN | {"original_max_position_embeddings": 32, "llama_4_scaling_beta": 0.5}
+SHORT_MINISTRAL3_ROPE = MINISTRAL3_ROPE | {
+    "original_max_position_embeddings": 256,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.1 * index for index in range(8)],
+    "long_factor": [1.5 + 0.7 * index for index in range(8)],
+}
+PARTIAL_LONGROPE = {
+    "num_attention_heads": 6,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4],
+        "long_factor": [1.5, 2.2, 2.9, 3.6, 4.3],
+    },
+}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
+GEMMA3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+}
+
+# Every kind of decoder that is described: a model type, and what its config departs in.
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-wide-heads": ("llama", {"head_dim": 32}),
+    "llama-llama3": ("llama", {"rope_parameters": LLAMA3}),
+    "llama-yarn": ("llama", {"rope_parameters": YARN}),
+    "llama-dynamic": ("llama", {"rope_parameters": LINEAR | {"rope_type": "dynamic"}}),
+    "llama-linear": ("llama", {"rope_parameters": LINEAR}),
+    "mistral": ("mistral", {"sliding_window": WINDOW}),
+    "mistral-full": ("mistral", {"sliding_window": None}),
+    "ministral": (
+        "ministral",
+        {
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
+    "ministral3": ("ministral3", {"head_dim": 16, "rope_parameters": MINISTRAL3_ROPE}),
+    "ministral3-20": ("ministral3", {"head_dim": 20, "rope_parameters": MINISTRAL3_ROPE}),
+    "ministral3-short": ("ministral3", {"head_dim": 16, "rope_parameters": SHORT_MINISTRAL3_ROPE}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-sliding": ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "phi3": ("phi3", {"sliding_window": WINDOW}),
+    "phi3-partial": ("phi3", {"partial_rotary_factor": 0.5, "head_dim": 32, "num_attention_heads": 2}),
+    "phi3-longrope-short": (
+        "phi3",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 128},
+    ),
+    "phi3-longrope-long": (
+        "phi3",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32},
+    ),
+    "gemma2": (
+        "gemma2",
+        {"head_dim": 32, "sliding_window": WINDOW, "query_pre_attn_scalar": 24, "tie_word_embeddings": True},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "head_dim": 32,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": GEMMA3_ROPE,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}),
+    # Heads that ONNX Runtime's attention does not rotate (no multiple of 16) or does not take (no multiple of 8).
+    "llama-120": ("llama", {"head_dim": 120, **HEADS}),
+    "llama-100": ("llama", {"head_dim": 100, **HEADS}),
+    "llama-12-llama3": ("llama", {"head_dim": 12, "rope_parameters": LLAMA3}),
+    "llama-20-yarn": ("llama", {"head_dim": 20, "rope_parameters": YARN}),
+    "llama-6-linear": ("llama", {"head_dim": 6, "rope_parameters": LINEAR}),
+    "mistral-120": ("mistral", {"head_dim": 120, "sliding_window": WINDOW, **HEADS}),
+    "mistral-20": ("mistral", {"head_dim": 20, "sliding_window": WINDOW}),
+    "qwen2-20": ("qwen2", {"hidden_size": 80}),
+    "qwen3-20": ("qwen3", {"head_dim": 20}),
+    "phi3-partial-20": ("phi3", {"hidden_size": 80, "partial_rotary_factor": 0.5, "sliding_window": WINDOW}),
+    "phi3-longrope-14": ("phi3", {"hidden_size": 84, **PARTIAL_LONGROPE, "original_max_position_embeddings": 128}),
+    "phi3-longrope-14-long": ("phi3", {"hidden_size": 84, **PARTIAL_LONGROPE, "original_max_position_embeddings": 32}),
+    "gemma2-20": ("gemma2", {"head_dim": 20, "sliding_window": WINDOW, "query_pre_attn_scalar": 24}),
+    "smollm3-20": ("smollm3", {"hidden_size": 80, "no_rope_layers": [1, 0, 1]}),
+}
+# One of each model type: for what takes long.
+FAMILIES = (
+    "llama",
+    "mistral",
+    "ministral",
+    "ministral3",
+    "qwen2-sliding",
+    "qwen3",
+    "phi3-longrope-long",
+    "gemma2",
+    "gemma3",
+    "smollm3",
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the argument `architecture` or `family` runs with each of those: (model type, changes of its config)."""
+    for argument, names in (("architecture", tuple(ARCHITECTURES)), ("family", FAMILIES)):
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, [ARCHITECTURES[name] for name in names], ids=names)
+
+
 def byte_tokenizer() -> dict[str, Any]:
     """A tokenizer.json with one token a byte and a few special ones: every text is encodable."""
     from tokenizers.pre_tokenizers import ByteLevel

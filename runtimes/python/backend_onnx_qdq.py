@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import BundleError, GenerationError
-from edgekit.graph import Graph
+from edgekit.graph import EMPTY_UINT8, Graph
 from edgekit.runtime_options import RuntimeOptions
 
 from .providers import GraphSession, find_devices, first_line, open_session
@@ -279,9 +279,10 @@ class QdqDecoder:
         if self._cache:
             return
         layout = self._graph.cache
+        empty = EMPTY_UINT8 if layout.dtype == "uint8" else 0
         for index in range(layout.layers):
             for past in layout.past:
                 shape = (layout.kv_heads, self._context, layout.head_dim)
                 if layout.keys_transposed and past == layout.past_key:
                     shape = (layout.kv_heads, layout.head_dim, self._context)
-                self._cache[past.replace("{}", str(index))] = np.zeros(shape, layout.dtype)
+                self._cache[past.replace("{}", str(index))] = np.full(shape, empty, layout.dtype)

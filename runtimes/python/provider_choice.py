@@ -8,14 +8,8 @@ a driver may be installed meanwhile.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +22,10 @@ from edgekit.machine import describe_machine
 from edgekit.registry import PROVIDERS_OF_FORMATS
 
 from .backend import Runtime
+from .kept_trials import cache_directory, keep_trial, read_trial, trial_file
 from .providers import PROVIDERS, executor_name, find_devices, is_installed, package_versions
 
-__all__ = ["CPU_ONLY", "ProviderChoice", "cache_directory", "choose_provider", "fall_back", "list_providers"]
+__all__ = ["CPU_ONLY", "ProviderChoice", "choose_provider", "fall_back", "list_providers"]
 
 PROBE = "edgekit.runtimes.provider_probe"
 DEVICES = "edgekit.runtimes.provider_devices"
@@ -174,8 +169,8 @@ def _verify_devices(name: str) -> _Trial:
 def _try_kept(bundle: Bundle, program: Program, name: str, *, any_device: bool = False) -> _Trial:
     """What is known of a provider and this program here, or is found out now. Who asks for one by name tries it again."""
     folder = cache_directory()
-    path = folder / "providers" / f"{_key(bundle, program, name, any_device)}.json" if folder else None
-    kept = _read_trial(path) if path else None
+    path = trial_file(folder / "providers", _depends_on(bundle, program, name, any_device)) if folder else None
+    kept = _known_trial(path)
     if kept is not None and not (any_device and kept.problem):
         return kept
     task = {
@@ -188,15 +183,14 @@ def _try_kept(bundle: Bundle, program: Program, name: str, *, any_device: bool =
         trial = _Trial(**run_child(PROBE, task, timeout_s=PROBE_TIMEOUT_S))
     except ChildError as error:
         trial = _Trial("", error.message)
-    if path:
-        _keep_trial(path, trial)
+    keep_trial(path, asdict(trial))
     return trial
 
 
-def _key(bundle: Bundle, program: Program, name: str, any_device: bool) -> str:
-    """Names everything that a trial depends on."""
+def _depends_on(bundle: Bundle, program: Program, name: str, any_device: bool) -> dict[str, Any]:
+    """Everything that a trial depends on."""
     files: Mapping[str, Mapping[str, Any]] = bundle.manifest.files
-    values = {
+    return {
         "edgekit": edgekit.__version__,
         "versions": package_versions(name),
         "machine": asdict(describe_machine()),
@@ -204,36 +198,15 @@ def _key(bundle: Bundle, program: Program, name: str, any_device: bool) -> str:
         "any_device": any_device,
         "files": {file: files[file].get("sha256") for file in (*program.graph.files, "goldens.json") if file in files},
     }
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def cache_directory() -> Path | None:
-    """Where this user's programs may keep what they can find out again; it may not be there yet. None for users of no home."""
+def _known_trial(path: Path | None) -> _Trial | None:
+    """What was found out before; what was wrong is found out again after a while, and so is what is damaged."""
+    values = read_trial(path)
     try:
-        home = Path.home()
-    except RuntimeError:  # containers run as users that the system does not know
-        return None
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "edgekit" / "cache"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "edgekit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "edgekit"
-
-
-def _read_trial(path: Path) -> _Trial | None:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        if path is None or values is None:
+            return None
         trial = _Trial(str(values["device"]), str(values["problem"]))
         return None if trial.problem and time.time() - path.stat().st_mtime > PROBLEM_KEPT_S else trial
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: it is found out again
+    except (OSError, KeyError):
         return None
-
-
-def _keep_trial(path: Path, trial: _Trial) -> None:
-    """Written aside and renamed; where nothing can be written, each start tries anew."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(asdict(trial), file)
-        Path(name).replace(path)

@@ -37,12 +37,29 @@ TYPE_NORMAL, TYPE_CONTROL, TYPE_UNUSED = 1, 3, 5
 
 
 @pytest.fixture(scope="session")
-def check_logits() -> LogitsCheck:
+def reference_logits() -> Callable[[Path, NDArray[np.int64]], Floats]:
+    """`reference_logits(directory, tokens)`: logits [tokens, vocabulary] of one whole forward in transformers."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    def compute(directory: Path, tokens: NDArray[np.int64]) -> Floats:
+        multimodal = hasattr(AutoConfig.from_pretrained(directory), "text_config")
+        kind = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+        model = kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+        with torch.no_grad():
+            logits: Floats = model(torch.from_numpy(tokens[None])).logits[0].numpy()
+        return logits
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def check_logits(reference_logits: Any) -> LogitsCheck:
     """`check_logits(model, reference, out)`: the model as emitted in fp32 computes what transformers computes."""
 
     def check(model: Path, reference: Path, out: Path, *, chunks: tuple[int, ...] = (PROMPT,)) -> None:
         tokens = np.random.default_rng(1).integers(0, 256, PROMPT + DECODE)
-        expected = _reference_logits(reference, tokens)
+        expected = reference_logits(reference, tokens)
         assert np.abs(expected).max() > 1, "a reference with flat logits would prove nothing"
         decoder = _emitted_decoder(model, out)
         for chunk in chunks:
@@ -51,19 +68,6 @@ def check_logits() -> LogitsCheck:
             np.testing.assert_allclose(found, expected, atol=LOGITS_TOLERANCE, rtol=0)
 
     return check
-
-
-def _reference_logits(directory: Path, tokens: NDArray[np.int64]) -> Floats:
-    """Logits [tokens, vocabulary] of one whole forward in transformers."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-    multimodal = hasattr(AutoConfig.from_pretrained(directory), "text_config")
-    kind = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
-    model = kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
-    with torch.no_grad():
-        logits: Floats = model(torch.from_numpy(tokens[None])).logits[0].numpy()
-    return logits
 
 
 def _emitted_decoder(model: Path, out: Path) -> Decoder:

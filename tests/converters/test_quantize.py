@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.converters.packing import pack
 from edgekit.converters.quantize import QuantizedRows, carry_over, dequantize, quantize
-from edgekit.quant import BLOCK_SIZES, WeightFormat
+from edgekit.quant import BLOCK_SIZES, Rounding, WeightFormat
 from edgekit.source import StoredBlocks
 
 Floats = NDArray[np.float32]
@@ -239,3 +239,22 @@ def test_gather_in_onnx_runtime_gives_the_dequantized_rows(form: WeightFormat) -
     )  # fmt: skip
     found = run(node, constants, {"chosen": chosen})
     np.testing.assert_array_equal(found[0], dequantize(rows, form, 512)[chosen[0]])
+
+
+@QUICK
+@given(matrices(), st.sampled_from([32, 64, 128]), st.sampled_from(["nearest", "hqq"]))
+def test_scales_for_xnnpack_are_positive_bfloat16_numbers(weights: Floats, size: int, rounding: Rounding) -> None:
+    form = WeightFormat(4, size, bfloat16_scales=True)
+    rows = quantize(weights, form, rounding=rounding)
+    assert rows.zero_points is None
+    assert rows.scales.min() > 0
+    assert not (rows.scales.view(np.uint32) & 0xFFFF).any()
+    stored = dequantize(rows, form, weights.shape[1])
+    assert np.isclose(squared(stored - weights), rows.squared_error, rtol=ERROR_TOLERANCE, atol=1e-30)
+    if rounding == "hqq":  # makes another norm of the errors small
+        return
+    absmax = np.abs(padded_blocks(weights, size)).max(-1, keepdims=True) / 7
+    plain = (np.rint(padded_blocks(weights, size) / np.maximum(absmax, 1e-30)) * absmax).reshape(len(weights), -1)
+    # Less by a fifth over many blocks; in few it may be more, and each scale is wrong by up to 2^-9 of itself.
+    unavoidable = counted(weights, np.zeros_like(weights), size) * 2.0**-16
+    assert counted(weights, stored, size) <= counted(weights, plain[:, : weights.shape[1]], size) * 1.2 + unavoidable

@@ -12,9 +12,10 @@ from edgekit.converters.row_scales import LARGEST_BLOCK_SCALE, quantize_rows
 from edgekit.quant import WeightFormat
 
 FORMATS = {8: WeightFormat(8, row_scaled=True), 4: WeightFormat(4, 32, row_scaled=True)}
-# Relative error of normal weights, over the whole matrix: 8 bits of a row of 256, and blocks of 32 with 4 bits, whose
+# Relative error of normal weights, over the whole matrix, of which one row may be nearly all: 8 bits of a row of 256 (whose
+# largest is up to 6 deviations: 6 / 127 / sqrt(12)), and blocks of 32 with 4 bits, whose
 # scales are whole numbers up to 15.
-LARGEST_ERROR = {8: 0.01, 4: 0.12}
+LARGEST_ERROR = {8: 0.014, 4: 0.12}
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -63,10 +64,11 @@ def test_plan_knows_the_stored_size(form: WeightFormat, expected: int) -> None:
 
 
 @settings(deadline=None)
-@given(low=st.floats(-1e6, 1e6), high=st.floats(-1e6, 1e6), bits=st.sampled_from([8, 16]))
-def test_encoding_keeps_zero_and_rounds_to_half_a_step(low: float, high: float, bits: int) -> None:
+@given(low=st.floats(-1e6, 1e6), high=st.floats(-1e6, 1e6), bits=st.sampled_from([8, 16]), centred=st.booleans())
+def test_encoding_keeps_zero_and_rounds_to_half_a_step(low: float, high: float, bits: int, centred: bool) -> None:
     low, high = min(low, high), max(low, high)
-    encoding = Encoding.of_range(low, high, bits)
+    encoding = (Encoding.centred if centred else Encoding.of_range)(low, high, bits)
+    assert encoding.zero_point == 2 ** (bits - 1) or not centred
     assert encoding.encode(np.zeros(1, np.float32))[0] == encoding.zero_point
     values = np.linspace(low, high, 50).astype(np.float32)
     decoded = (encoding.encode(values).astype(np.float64) - encoding.zero_point) * encoding.scale

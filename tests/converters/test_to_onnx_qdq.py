@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from edgekit.converters.to_onnx_qdq import export
 from edgekit.errors import BundleError, ConversionError, UnsupportedError
+from edgekit.graph import EMPTY_UINT8
 from edgekit.plan import make_plan
 from edgekit.runtime_options import RuntimeOptions
 from edgekit.runtimes.backend_onnx_qdq import QdqBackend, QdqDecoder
@@ -134,6 +136,53 @@ def test_emulated_npu_computes_what_transformers_computes(program: Any, case: st
     assert kl.mean() <= BOUNDS[quant]
     assert kl[PROMPT:].mean() <= 2 * BOUNDS[quant], "the graph for one token"
     assert (found.argmax(-1) == expected.argmax(-1)).mean() >= TOP1[quant]
+
+
+def _without_wide_roundings(path: Path) -> None:
+    """Take the pairs of QuantizeLinear and DequantizeLinear of 16 bits out, and with them what they clip: OpenVINO does so."""
+    model = onnx.load(path, load_external_data=False)
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    wide = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and kinds[node.input[2]] == onnx.TensorProto.UINT16
+    }
+    pairs = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in wide]
+    renamed = {node.output[0]: wide[node.input[0]] for node in pairs}
+    for node in pairs:
+        model.graph.node.remove(node)
+    for node in model.graph.node:
+        for place in range(len(node.input)):
+            while node.input[place] in renamed:
+                node.input[place] = renamed[node.input[place]]
+    onnx.save(model, path)
+
+
+def test_programs_compute_the_same_where_nothing_is_clipped(program: Any, tmp_path: Path) -> None:
+    """Nor rounded: what is hidden must be so by what is added to its score alone, which needs zeros in empty places."""
+    out, graph, directory = program("qwen3")
+    shutil.copytree(out, tmp_path / "b")
+    for name in ("prefill", "decode"):
+        _without_wide_roundings(tmp_path / "b" / "onnx-qdq" / f"{name}.onnx")
+    decoder = _decoder((tmp_path / "b", graph, directory))
+    found = _decoded(decoder, _tokens())
+    assert _divergence(_expected(directory, _tokens()), found).mean() <= BOUNDS["int8"]
+    places = {name: array.swapaxes(1, 2) if "key" in name else array for name, array in decoder._cache.items()}
+    assert all((array[:, len(found) :] == EMPTY_UINT8).all() for array in places.values())
+    zero_points = _zero_points(tmp_path / "b" / "onnx-qdq" / "decode.onnx")
+    assert {zero_points[name] for name in places} == {EMPTY_UINT8}
+
+
+def _zero_points(path: Path) -> dict[str, int]:
+    """That of each value which a program reads as whole numbers."""
+    model = onnx.load(path, load_external_data=False)
+    numbers = {tensor.name: tensor for tensor in model.graph.initializer}
+    scalars = {
+        node.input[0]: onnx.numpy_helper.to_array(numbers[node.input[2]])
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and not numbers[node.input[2]].external_data
+    }
+    return {name: int(value) for name, value in scalars.items() if value.size == 1}
 
 
 @pytest.mark.parametrize("case", ["llama-bias", "gemma2"])

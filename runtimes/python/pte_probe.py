@@ -1,0 +1,35 @@
+"""The process that loads and runs a .pte which nobody knows yet: it may crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgekit.child import answer
+from edgekit.errors import BundleError
+
+from .executorch_runtime import ProgramFile
+
+__all__ = ["probe"]
+
+
+def probe(*, path: str) -> dict[str, Any]:
+    """Compute one token, then several.
+
+    Raises:
+        BundleError: ExecuTorch does not load or run the program.
+    """
+    method = ProgramFile(Path(path)).load_method("forward")
+    try:
+        rows, new = method.method_meta().input_tensor_meta(0).sizes()
+        for shape in ((1, 1), (min(rows, 2), min(new, 3))):
+            method([torch.zeros(shape, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)])
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise BundleError(str(error).strip().splitlines()[0]) from error
+    return {}
+
+
+if __name__ == "__main__":
+    answer(probe)
