@@ -20,7 +20,7 @@ from edgekit.calibration import THREADS
 from edgekit.graph import TensorReport
 from edgekit.plan import INT8_LEVEL, Plan, WeightPlan
 from edgekit.progress import Progress, ProgressFn
-from edgekit.source import Source
+from edgekit.source import Source, Tensor
 
 from .calibrate import rounding_guides, second_moments
 from .gptq import RoundingGuide
@@ -131,7 +131,7 @@ def stored_weights(
         ConversionError: Calibration fails.
     """
     source, guides = tuned_source(source, plan, texts, place, on_progress=on_progress)
-    total_bytes, done = sum(tensor.size_bytes for role in plan.weights for tensor in source.parts[role]), 0
+    total_bytes, done = sum(tensor.size_bytes for role in plan.weights for tensor in _tensors(source, role)), 0
     # numpy's own threads would only wait for each other inside of ours, and guides must not depend on their number
     with threadpool_limits(1, user_api="blas") if guides else nullcontext():
         for weight, source_bytes in _read_all(source, plan, guides):
@@ -162,7 +162,7 @@ def _read_all(source: Source, plan: Plan, guides: Guides) -> Iterator[tuple[Stor
         return read_chunk(chunk, matrix, guide, rounding=plan.scheme.rounding, norm_offset=source.config.norm_offset)
 
     def chunks(roles: Iterable[str]) -> Iterator[Chunk]:
-        return (chunk for role in roles for chunk in chunks_of(role, plan.weights[role], source.parts[role]))
+        return (chunk for role in roles for chunk in chunks_of(role, plan.weights[role], _tensors(source, role)))
 
     vectors = [role for role, weight in plan.weights.items() if len(weight.shape) == 1]
     yield from _assembled(source, plan, in_parallel(read, ((chunk, None) for chunk in chunks(vectors))))
@@ -175,12 +175,17 @@ def _read_all(source: Source, plan: Plan, guides: Guides) -> Iterator[tuple[Stor
     yield from _assembled(source, plan, in_parallel(read, ((chunk, None) for chunk in chunks(waiting))))
 
 
+def _tensors(source: Source, role: str) -> tuple[Tensor, ...]:
+    """Of a role's weight; a plan may store a head that is tied to the embedding apart from it."""
+    return source.parts["embedding" if role == "head" and source.config.tied_embeddings else role]
+
+
 def _assembled(
     source: Source, plan: Plan, results: Iterator[tuple[StoredRows, ChunkFigures]]
 ) -> Iterator[tuple[StoredWeight, int]]:
     """Weights out of their chunks, which come in order."""
     for role, mine in groupby(results, key=lambda result: result[1].role):
-        weight, tensors = plan.weights[role], source.parts[role]
+        weight, tensors = plan.weights[role], _tensors(source, role)
         by_matrix = [list(some) for _, some in groupby(mine, key=lambda result: result[1].matrix)]
         stored = tensors_by_matrix(weight, tensors)
         matrices = []

@@ -143,7 +143,7 @@ def load_weights(stored: Iterable[StoredWeight], config: ModelConfig, parts: Dec
         "qkv": (attention.heads * attention.head_dim, key, key),
         "gate_up": (config.intermediate_size, config.intermediate_size),
     }
-    ends: dict[str, nn.Module] = {}
+    ends: dict[str, StoredWeight] = {}
     linears, norms = dict[str, nn.Module](), dict[str, nn.Module]()
     biases, reports = dict[str, Floats](), dict[str, tuple[TensorReport, ...]]()
     for weight in stored:
@@ -153,16 +153,22 @@ def load_weights(stored: Iterable[StoredWeight], config: ModelConfig, parts: Dec
             norms[role] = parts.norm(role, weight.floats(), config.norm_eps)
         elif kind.endswith("_bias"):
             biases[role.removesuffix("_bias")] = weight.floats()
-        elif role == "embedding" and config.tied_embeddings:
-            ends["embedding"], ends["head"] = parts.tied(*weight.matrices)
-        elif role == "embedding":
-            ends["embedding"] = parts.embedding(*weight.matrices)
+        elif role in {"embedding", "head"}:
+            ends[role] = weight
         elif kind in sizes:
             linears[role] = _several(weight, sizes[kind], biases.get(role), parts)
         else:
-            (ends if role == "head" else linears)[role] = _product(weight, biases.get(role), parts)
-    ordered = tuple(report for role in part_shapes(config) for report in reports[role])
-    return DecoderWeights(ends["embedding"], ends["head"], linears, norms, parts.activation(config.activation), ordered)
+            linears[role] = _product(weight, biases.get(role), parts)
+    embedding, head = _ends(ends, parts)
+    ordered = tuple(report for role in (*part_shapes(config), "head") for report in reports.pop(role, ()))
+    return DecoderWeights(embedding, head, linears, norms, parts.activation(config.activation), ordered)
+
+
+def _ends(ends: Mapping[str, StoredWeight], parts: DecoderParts) -> tuple[nn.Module, nn.Module]:
+    """Embedding and head, which may be the same matrix."""
+    if "head" not in ends:
+        return parts.tied(*ends["embedding"].matrices)
+    return parts.embedding(*ends["embedding"].matrices), _product(ends["head"], None, parts)
 
 
 def _several(weight: StoredWeight, sizes: Sequence[int], bias: Floats | None, parts: DecoderParts) -> nn.Module:

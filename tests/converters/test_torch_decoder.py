@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from edgekit.converters.torch_attention import PlainAttention
 from edgekit.converters.torch_decoder import TorchDecoder
 from edgekit.converters.torch_weights import DecoderParts, load_weights
 from edgekit.plan import make_plan
+from edgekit.quant import WeightFormat
 from edgekit.source import open_source
 from edgekit.target import load_target
 
@@ -78,3 +80,17 @@ def test_exports_with_static_shapes_and_chosen_rows(new: int, tiny_model: Any, t
     decoder.last_row = True
     with torch.no_grad():
         torch.testing.assert_close(decoder(tokens, torch.tensor([3])), found, atol=1e-5, rtol=0)
+
+
+def test_a_tied_head_may_be_stored_apart(tiny_model: Any, tmp_path: Path) -> None:
+    source = open_source(tiny_model("llama", tie_word_embeddings=True))
+    plan = make_plan(source, load_target("linux-x86-64"), quant="int4-mixed")
+    head = replace(plan.weights["embedding"], format=WeightFormat(8, 32))
+    plan = replace(plan, weights={**plan.weights, "head": head})
+    assert "head" in plan.calibrated
+    texts = [list(range(40))]
+    weights = load_weights(stored_weights(source, plan, tmp_path, texts=texts), source.config, DecoderParts())
+    embedding, stored = weights.embedding.get_parameter("weight"), weights.head.get_parameter("weight")
+    exact = torch.from_numpy(source.parts["embedding"][0].read())
+    assert 0 < (stored - exact).norm() < 0.2 * (embedding - exact).norm()
+    assert [report.role for report in weights.reports][-1] == "head"
