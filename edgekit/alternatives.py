@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from edgekit.efficiency import EFFICIENCY
+from edgekit.capability import CAPABILITIES
 from edgekit.errors import PlanError, UnsupportedError
+from edgekit.format_choice import check_format
 from edgekit.outline import Outline
-from edgekit.plan import LEAST_CONTEXT, Plan, check_format, make_plan
+from edgekit.plan import LEAST_CONTEXT, Plan, make_plan
 from edgekit.quant import RECIPES, CacheFormat, QuantScheme, load_scheme
 from edgekit.target import Target, list_targets
 
@@ -117,13 +118,13 @@ def _plans_by_size(outline: Outline, target: Target, plan: Plan) -> list[Plan]:
 def _recipes(outline: Outline, format: str) -> tuple[str, ...]:
     """What a format can be written with; to keep blocks is only for checkpoints that have them."""
     possible = (name for name, scheme in RECIPES.items() if outline.quantized or not scheme.keep)
-    return EFFICIENCY[format].schemes or tuple(possible)
+    return CAPABILITIES[format].schemes or tuple(possible)
 
 
 def _longest_context(outline: Outline, target: Target, plan: Plan) -> int | None:
     """By halving the gap: the sums only grow with the context."""
     asked = Request(plan.scheme, format=plan.format, budget_bytes=plan.memory.budget_bytes)
-    step = EFFICIENCY[plan.format].context_multiple
+    step = CAPABILITIES[plan.format].context_multiple
     low, high = 0, plan.context // step
     while low < high:
         middle = (low + high + 1) // 2
@@ -177,7 +178,7 @@ def plans_within(outline: Outline, target: Target, request: Request, limits: Lim
     contexts = (
         [request.context]
         if request.context
-        else _contexts(outline.anatomy.context, EFFICIENCY[format].context_multiple)
+        else _contexts(outline.anatomy.context, CAPABILITIES[format].context_multiple)
     )
     found = []
     for name in names:

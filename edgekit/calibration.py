@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.capability import CAPABILITIES
 from edgekit.companion import companion
-from edgekit.efficiency import EFFICIENCY
 from edgekit.errors import ConversionError, GenerationError
 from edgekit.goldens import render_prompts, sampled_tokens
 from edgekit.plan import Plan
@@ -53,7 +53,7 @@ _OPENINGS = (
 
 def text_tokens(plan: Plan) -> int:
     """Tokens that each text goes on for, past its prompt: few where only a cache's ranges are wanted."""
-    only_ranges = not (plan.calibrated or plan.scaled) and not EFFICIENCY[plan.format].quantized_activations
+    only_ranges = not (plan.calibrated or plan.scaled) and not CAPABILITIES[plan.format].quantized_activations
     return FEW_TOKENS if only_ranges else NEW_TOKENS
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.bundle import TOKENIZER, Bundle, Program
+from edgekit.capability import CAPABILITIES
 from edgekit.describe import NOT_VERIFIED, describe
-from edgekit.efficiency import EFFICIENCY
 from edgekit.errors import BundleError
 from edgekit.graph import Graph
 from edgekit.plan import make_plan
@@ -54,7 +54,7 @@ def companion(
         BundleError: It does not load.
         OSError: No folder for it can be made.
     """
-    cache = EFFICIENCY[FORMAT].caches[0]  # the best: no shorter one may be chosen for want of memory
+    cache = CAPABILITIES[FORMAT].caches[0]  # the best: no shorter one may be chosen for want of memory
     plan = make_plan(source, load_target(TARGET), quant=quant, context=context, format=FORMAT, cache=cache)
     renamed = (lambda step: on_progress(replace(step, stage=stage))) if on_progress else None
     with working_directory(writable(bundle_directory.parent)) as folder:

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from edgekit.quant import CacheFormat
-
 __all__ = ["EFFICIENCY", "Efficiency"]
 
 
@@ -33,12 +31,7 @@ class Efficiency:
         loading_bytes: What loading needs, and gives back.
         widened_layers: Layers whose keys and values, kept in half precision, are there in float32 too while one is computed.
         prefill_chunk: Most tokens that are computed at once.
-        caches: What keys and values may be kept as, the default first.
         whole_windows: The cache of a layer with a sliding window still holds the whole context.
-        context_multiple: What a context must be a multiple of.
-        schemes: Recipes that the format's programs can be written with, the finest first; empty: any.
-        quantized_activations: Programs compute in whole numbers, as NPUs do: matrices of the layers are scaled by rows, and
-            what the values between them range over is calibrated on texts that the model writes.
         unit: What computes.
     """
 
@@ -49,16 +42,12 @@ class Efficiency:
     prefill_compute: float
     runtime_bytes: int
     prefill_chunk: int
-    caches: tuple[CacheFormat, ...]
     token_bytes: int = 0
     packed_block_bytes: float = 0.0
     looked_up_bytes: int = 0
     loading_bytes: int = 0
     widened_layers: int = 0
     whole_windows: bool = True
-    context_multiple: int = 1
-    schemes: tuple[str, ...] = ()
-    quantized_activations: bool = False
     unit: Literal["cpu", "npu"] = "cpu"
 
 
@@ -76,7 +65,6 @@ EFFICIENCY: Mapping[str, Efficiency] = {
         loading_bytes=20_000_000,
         widened_layers=6,  # one, in the steps that the arena grows by
         prefill_chunk=128,  # edgekit.runtimes.sequence.PREFILL_CHUNK
-        caches=(CacheFormat.FLOAT32, CacheFormat.FLOAT16, CacheFormat.INT8),
     ),
     "onnx-qdq": Efficiency(  # not measured: an NPU's emulator has no speed. NPUs share the memory bus with the cores.
         weight_bandwidth={4: 0.4, 8: 0.4, 16: 0.4, 32: 0.4},
@@ -86,9 +74,37 @@ EFFICIENCY: Mapping[str, Efficiency] = {
         prefill_compute=0.25,
         runtime_bytes=200_000_000,  # with the NPU vendor's libraries
         prefill_chunk=128,  # edgekit.converters.to_onnx_qdq.CHUNK
-        caches=(CacheFormat.INT8,),
-        schemes=("int8", "int4"),
-        quantized_activations=True,
+        unit="npu",
+    ),
+    # One engine's file of 105 MB decoded 67 tokens/s at 19.7 GB/s here, and prefilled like ONNX Runtime's (2026-11).
+    "executorch": Efficiency(
+        weight_bandwidth={4: 0.4, 8: 0.5, 16: 0.6, 32: 0.6},
+        cache_bandwidth=0.6,
+        layer_s=56e-6,
+        attention_compute=0.05,
+        prefill_compute=1.0,
+        runtime_bytes=60_000_000,
+        prefill_chunk=128,
+    ),
+    # Not measured: neither runs on a device here, and what runs them here says nothing of speed.
+    "coreml": Efficiency(
+        weight_bandwidth={2: 0.4, 4: 0.4, 8: 0.4, 16: 0.4, 32: 0.4},
+        cache_bandwidth=0.4,
+        layer_s=0.0,
+        attention_compute=0.11,
+        prefill_compute=0.25,
+        runtime_bytes=100_000_000,
+        prefill_chunk=64,
+        unit="npu",
+    ),
+    "coreai": Efficiency(
+        weight_bandwidth={2: 0.4, 4: 0.4, 8: 0.4, 16: 0.4, 32: 0.4},
+        cache_bandwidth=0.4,
+        layer_s=0.0,
+        attention_compute=0.11,
+        prefill_compute=0.25,
+        runtime_bytes=100_000_000,
+        prefill_chunk=128,
         unit="npu",
     ),
 }

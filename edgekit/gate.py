@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import GOLDENS, Bundle, Program, open_bundle
+from edgekit.capability import CAPABILITIES
 from edgekit.companion import companion
 from edgekit.divergence import Figures
-from edgekit.efficiency import EFFICIENCY
 from edgekit.errors import BundleError, ConversionError, GenerationError, SourceError
 from edgekit.goldens import Goldens, make_goldens, read_goldens, written_goldens
 from edgekit.graph import Graph
@@ -58,7 +58,7 @@ def kl_bound(graph: Graph, parameters: int) -> float:
     """The mean KL that a program must not exceed: by the fewest bits that any of its weights was rounded to."""
     rounded = [report.bits for report in graph.weights if report.block_size and report.relative_error]
     if min(rounded, default=32) > 4:
-        return BOUND_8_BIT_NPU if EFFICIENCY[graph.format].quantized_activations else BOUND_8_BITS
+        return BOUND_8_BIT_NPU if CAPABILITIES[graph.format].quantized_activations else BOUND_8_BITS
     return BOUND_4_BITS_SMALL if parameters < SMALL_PARAMETERS else BOUND_4_BITS
 
 
@@ -71,7 +71,8 @@ def oversize(source: Source, plan: Plan) -> str | None:
     """What is wrong with a quantized program that would be larger than the full-precision one; None where it is not."""
 
     def full_bytes(role: str) -> int:
-        return sum(prod(tensor.shape) * _FLOAT_BYTES.get(tensor.dtype, 2) for tensor in source.parts[role])
+        tensors = source.parts.get(role, source.parts["embedding"])  # a tied head that is stored a second time
+        return sum(prod(tensor.shape) * _FLOAT_BYTES.get(tensor.dtype, 2) for tensor in tensors)
 
     whole, stored = sum(map(full_bytes, plan.weights)), plan.memory.weights_bytes
     if not plan.scheme.quantized or stored <= whole:

@@ -15,8 +15,8 @@ from edgekit.config import RopeConfig
 from edgekit.errors import PlanError
 from edgekit.outline import Outline
 from edgekit.plan import Plan
-from edgekit.registry import CONVERTERS
 from edgekit.target import Npu, Target
+from edgekit.weight_plan import with_own_head
 
 __all__ = ["RULES", "Finding", "lint", "linted"]
 
@@ -75,24 +75,22 @@ class Subject:
 
     @property
     def npu(self) -> Npu | None:
-        """The NPU that the program is made for, or would be for, once EdgeKit converts to the device's favourite format."""
-        favourite, npu = self.target.formats[0], self.target.npu
-        if self.plan.format == "onnx-qdq" and npu and not npu.provider:
+        """The NPU that the program is made for."""
+        npu = self.target.npu
+        if self.plan.format not in NPU_FORMATS or (self.plan.format == "onnx-qdq" and npu and not npu.provider):
             return None
-        meant = favourite in NPU_FORMATS and favourite not in CONVERTERS
-        return npu if meant or self.plan.format in NPU_FORMATS else None
+        return npu
 
     @property
     def npu_name(self) -> str:
         """For messages."""
         kind = self.npu.kind if self.npu else ""
-        name = {"hexagon": "the Hexagon NPU", "neural-engine": "the Neural Engine"}.get(kind, f"the NPU ({kind})")
-        return name if self.plan.format in NPU_FORMATS else f"{name} (by way of {self.target.formats[0]})"
+        return {"hexagon": "the Hexagon NPU", "neural-engine": "the Neural Engine"}.get(kind, f"the NPU ({kind})")
 
     @property
     def npu_severity(self) -> Severity:
-        """An error where the program is for the NPU, a warning where it would be."""
-        return "error" if self.plan.format in NPU_FORMATS else "warning"
+        """An error where nothing else runs the program, a warning where the system runs it on other units by itself."""
+        return "error" if self.plan.format == "onnx-qdq" else "warning"
 
     @property
     def rope(self) -> RopeConfig | None:
@@ -106,7 +104,7 @@ Rule: TypeAlias = Callable[[Subject], Iterator[Finding]]
 
 def lint(outline: Outline, target: Target, plan: Plan) -> tuple[Finding, ...]:
     """Every finding of every rule, errors first."""
-    subject = Subject(outline, target, plan)
+    subject = Subject(with_own_head(outline, plan.format), target, plan)
     found = [finding for rule in RULES for finding in rule(subject)]
     return tuple(sorted(found, key=lambda finding: finding.severity))  # "error" < "warning"
 
@@ -232,7 +230,7 @@ def _npu_dtypes(subject: Subject) -> Iterator[Finding]:
     if missing:
         yield Finding(
             "npu-dtypes",
-            "error",
+            subject.npu_severity,
             f"{subject.npu_name} takes {', '.join(npu.dtypes)}, the plan has weights in {', '.join(missing)}",
             "use --quant int8",
         )

@@ -16,9 +16,9 @@ from typing import Any
 from edgekit.alternatives import too_large_error
 from edgekit.bundle import MANIFEST, RECIPE, TOKENIZER, Bundle, Manifest, Program, hash_file, list_files
 from edgekit.calibration import calibration_texts, text_tokens
+from edgekit.capability import CAPABILITIES
 from edgekit.child import ChildError
 from edgekit.describe import NOT_VERIFIED, describe
-from edgekit.efficiency import EFFICIENCY
 from edgekit.errors import ConversionError, MissingExtraError, PlanError, SourceError
 from edgekit.gate import oversize, verify_program
 from edgekit.graph import Graph
@@ -175,7 +175,7 @@ def _write_program(work: _Work, plan: Plan) -> Manifest:
     """Write the program of a plan into the unfinished bundle, and verify it; the manifest of a bundle of it alone."""
     export = load_attribute(CONVERTERS[plan.format])
     graph: Graph = export(work.source, plan, work.directory, texts=work.texts, on_progress=work.on_progress)
-    if EFFICIENCY[plan.format].quantized_activations and work.npu:
+    if CAPABILITIES[plan.format].quantized_activations and work.npu:
         graph, missing = _compiled(work.directory, graph, work.npu)
         plan = replace(plan, notes=(*plan.notes, *missing))
     manifest = describe(work.source, plan, graph)

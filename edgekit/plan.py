@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from edgekit.efficiency import EFFICIENCY, Efficiency
-from edgekit.errors import PlanError, UnsupportedError
-from edgekit.memory_plan import MemoryPlan, plan_memory
+from edgekit.capability import CAPABILITIES
+from edgekit.errors import PlanError
+from edgekit.format_choice import check_growth, choose_format
+from edgekit.memory_plan import MemoryPlan
 from edgekit.outline import Outline, outline_of
-from edgekit.quant import RECIPES, CacheFormat, Override, QuantScheme, load_scheme
-from edgekit.registry import CONVERTERS
+from edgekit.plan_frame import Frame
+from edgekit.quant import CacheFormat, QuantScheme, load_scheme
 from edgekit.runtime_options import RuntimeOptions
+from edgekit.scheme_choice import choose_scheme
 from edgekit.source import Source
-from edgekit.speed_plan import SpeedPlan, plan_speed
-from edgekit.target import Format, Target
-from edgekit.weight_plan import WeightPlan, WeightsPlan, calibrated, plan_weights, scaled
+from edgekit.speed_plan import SpeedPlan
+from edgekit.target import Target
+from edgekit.weight_plan import WeightPlan, WeightsPlan, calibrated, plan_weights, scaled, with_own_head
 
 __all__ = [
-    "DEFAULT_CONTEXT",
     "INT8_LEVEL",
     "LEAST_CONTEXT",
     "MemoryPlan",
@@ -30,12 +31,8 @@ __all__ = [
     "make_plan",
 ]
 
-DEFAULT_CONTEXT = 4096
 INT8_LEVEL = 4  # the accuracy_level at which products are computed in int8
 LEAST_CONTEXT = 512  # no shorter one is chosen unasked
-# The `auto` rule (design): 8 bits where their weights take at most this part of what an app may use, and decode is fast enough.
-AUTO_MEMORY_PART = 0.25
-AUTO_TOKENS_PER_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +65,7 @@ class Plan:
     @property
     def needs_texts(self) -> bool:
         """True where conversion learns from texts that the model writes first."""
-        ranges = EFFICIENCY[self.format].quantized_activations or self.cache is CacheFormat.INT8
+        ranges = CAPABILITIES[self.format].quantized_activations or self.cache is CacheFormat.INT8
         return bool(self.calibrated or self.scaled) or ranges
 
     @property
@@ -114,28 +111,34 @@ def make_plan(
         target: The device.
         quant: A recipe's name, a recipe file, a scheme, or `auto`: what the target's profile or the rule of `auto` says.
         context: Tokens; None takes the smaller of the model's own and 4,096, or what fits.
-        format: None takes the target's first one that can be converted to.
+        format: One that the target takes; None takes its first one that can be converted to.
         cache: How keys and values are kept; None takes the format's first one, or what fits.
         budget_bytes: What the model may use; None takes what an app may use on the target.
 
     Raises:
         PlanError: The context is impossible.
-        UnsupportedError: The format or the quantization is not known, or do not go together.
+        UnsupportedError: The format or the quantization is not known, they do not go together, or the target does not take
+            the format.
     """
     outline = source if isinstance(source, Outline) else outline_of(source)
     notes = [*([outline.obstacle] if outline.obstacle else []), *outline.notes]
     asked = quant if isinstance(quant, QuantScheme) else load_scheme(quant) if quant != "auto" else None
-    chosen_format = _choose_format(outline, target, asked, format, notes)
-    frame = _Frame(outline, target, chosen_format, budget_bytes or target.memory.app_bytes)
-    scheme = asked or _automatic_scheme(frame, notes)
-    if frame.efficiency.quantized_activations:
-        scheme = _for_npu(scheme, notes)
-    planned = plan_weights(outline, scheme)
+    chosen_format = choose_format(outline, target, asked, format, notes)
+    budget = budget_bytes or target.memory.app_bytes
+    frame = Frame(with_own_head(outline, chosen_format), target, chosen_format, budget)
+    scheme = choose_scheme(frame, asked, notes)
+    planned = plan_weights(frame.outline, scheme, frame.format)
     notes.extend(planned.notes)
-    caches = frame.caches(scheme, cache)
-    chosen_context, chosen_cache = _choose_context(frame, planned, context, caches, notes)
-    _check_expressible(frame, chosen_context)
-    memory = frame.memory(planned, chosen_context, chosen_cache)
+    chosen_context, chosen_cache = _choose_context(frame, planned, context, frame.caches(scheme, cache), notes)
+    check_growth(frame, chosen_context)
+    return _settled(frame, scheme, planned, chosen_context, chosen_cache, notes)
+
+
+def _settled(
+    frame: Frame, scheme: QuantScheme, planned: WeightsPlan, context: int, cache: CacheFormat, notes: list[str]
+) -> Plan:
+    """The plan, with its sums."""
+    target, memory = frame.target, frame.memory(planned, context, cache)
     fits: Literal["yes", "no"] = "yes" if memory.total_bytes <= memory.budget_bytes else "no"
     if fits == "no":
         notes.append(
@@ -145,175 +148,28 @@ def make_plan(
         target=target.id,
         format=frame.format,
         scheme=scheme,
-        context=chosen_context,
-        cache=chosen_cache,
+        context=context,
+        cache=cache,
         provider=target.npu.provider if target.npu and frame.efficiency.unit == "npu" else "",
         runtime=target.options(frame.format),
-        accuracy_level=INT8_LEVEL if target.cpu.int8_activations and scheme.quantized else 0,
+        accuracy_level=INT8_LEVEL if scheme.quantized and frame.int8_activations else 0,
         weights=planned.weights,
         memory=memory,
-        speed=frame.speed(planned, chosen_context, chosen_cache),
+        speed=frame.speed(planned, context, cache),
         fits=fits,
         notes=tuple(notes),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """What is settled before the scheme: the model, the device, the format and the budget."""
-
-    outline: Outline
-    target: Target
-    format: str
-    budget_bytes: int
-
-    @property
-    def efficiency(self) -> Efficiency:
-        return EFFICIENCY[self.format]
-
-    def whole_steps(self, context: int) -> int:
-        """The longest context up to this one that the format's programs can have; 0 where there is none."""
-        return context // self.efficiency.context_multiple * self.efficiency.context_multiple
-
-    def memory(self, planned: WeightsPlan, context: int, cache: CacheFormat) -> MemoryPlan:
-        return plan_memory(
-            self.outline.anatomy,
-            planned.groups,
-            context=context,
-            cache=cache,
-            efficiency=self.efficiency,
-            options=self.target.options(self.format),
-            budget_bytes=self.budget_bytes,
-        )
-
-    def speed(self, planned: WeightsPlan, context: int, cache: CacheFormat) -> SpeedPlan:
-        return plan_speed(
-            self.outline.anatomy, planned.groups, self.target, context=context, cache=cache, efficiency=self.efficiency
-        )
-
-    def caches(self, scheme: QuantScheme, asked: CacheFormat | None) -> tuple[CacheFormat, ...]:
-        """What keys and values may be kept as, the best first."""
-        # A program that computes in halves has nothing wider to keep.
-        halves = scheme.activation_bits == 16
-        possible = tuple(cache for cache in self.efficiency.caches if not (halves and cache is CacheFormat.FLOAT32))
-        if asked is None:
-            return possible
-        if asked not in possible:
-            raise UnsupportedError(
-                f"{self.format} programs of {scheme.name} can't keep keys and values as {asked.value}",
-                hint=f"use {', '.join(kind.value for kind in possible)}",
-            )
-        return (asked,)
-
-
-def check_format(name: str) -> None:
-    """Refuse a format that is not converted to."""
-    if name not in CONVERTERS:
-        state = "is not converted to yet" if name in get_args(Format) else "is not known"
-        raise UnsupportedError(f"format {name!r} {state}", hint=f"known: {', '.join(CONVERTERS)}")
-
-
-def _choose_format(
-    outline: Outline, target: Target, scheme: QuantScheme | None, asked: str | None, notes: list[str]
-) -> str:
-    """The asked format, or the first of the target's that is converted to and can have this model and scheme."""
-    if asked:
-        check_format(asked)
-        obstacle = _obstacle(asked, outline, scheme)
-        if obstacle:
-            raise UnsupportedError(f"{asked} {obstacle}", hint="leave --format out, or use --format onnx")
-        return asked
-    obstacles = {name: _obstacle(name, outline, scheme) for name in target.formats}
-    chosen = next((name for name, obstacle in obstacles.items() if not obstacle), None)
-    if chosen is None:
-        raise UnsupportedError(f"{target.id} takes {', '.join(target.formats)}", hint=f"known: {', '.join(CONVERTERS)}")
-    first = target.formats[0]
-    if chosen != first:
-        notes.append(f"{target.id} prefers {first}, which {obstacles[first]}: {chosen} instead")
-    return chosen
-
-
-def _obstacle(format: str, outline: Outline, scheme: QuantScheme | None) -> str:
-    """Why a format can't have this model with this scheme (None: one is still to be chosen); empty where it can."""
-    if format not in CONVERTERS:
-        return "is not converted to yet"
-    efficiency, anatomy = EFFICIENCY[format], outline.anatomy
-    # Not the names alone: a recipe file may be called int8.toml and ask for something else. Row-scaled ones are of a plan.
-    if (
-        scheme and efficiency.schemes and not scheme.row_scaled
-        and scheme not in [RECIPES[name] for name in efficiency.schemes]
-    ):  # fmt: skip
-        which = "the recipe file " * (scheme.name in efficiency.schemes) + scheme.name
-        return f"is not written with {which} but {', '.join(efficiency.schemes)}"
-    other = {layer.kind for layer in anatomy.caches} - {"full", "sliding"}
-    if efficiency.unit == "npu" and (other or any(weight.kind == "experts" for weight in anatomy.weights.values())):
-        return "has neither experts nor recurrent or latent layers"
-    return ""
-
-
-def _check_expressible(frame: _Frame, context: int) -> None:
-    """Refuse what a format's programs can't express."""
-    attention = frame.outline.config.attention if frame.outline.config else None
-    if not frame.efficiency.quantized_activations or attention is None or not attention.query_growth:
-        return
-    if context > attention.query_growth_context:
-        raise UnsupportedError(
-            f"{frame.format} programs can't let queries grow with their position, as this model's do past token "
-            f"{attention.query_growth_context:,}",
-            hint=f"use --context {attention.query_growth_context}, or --format onnx",
-        )
-
-
-def _for_npu(scheme: QuantScheme, notes: list[str]) -> QuantScheme:
-    """The scheme with row-scaled layers; the embedding and the head, which the CPU computes, stay at 8 bits."""
-    ends = RECIPES["int8"].format
-    if scheme.format != ends:
-        notes.append(f"{scheme.name}: the embedding and the head, which run on the CPU, are kept at 8 bits")
-    return replace(scheme, row_scaled=True, overrides=(*scheme.overrides, Override(("embedding", "head"), ends)))
-
-
-def _automatic_scheme(frame: _Frame, notes: list[str]) -> QuantScheme:
-    """Quantized checkpoints keep their blocks, profiles have a default, and else the rule of `auto` decides."""
-    if frame.outline.quantized:
-        scheme = RECIPES["keep"]
-    else:
-        scheme = _rule_of_auto(frame, notes) if frame.target.quant == "auto" else load_scheme(frame.target.quant)
-    allowed = frame.efficiency.schemes
-    if not allowed or scheme.name in allowed:
-        return scheme
-    smaller = allowed[0] if scheme.keep or scheme.format.bits >= 8 else allowed[-1]
-    notes.append(f"{frame.format} is not written with {scheme.name}: {smaller} instead")
-    return RECIPES[smaller]
-
-
-def _rule_of_auto(frame: _Frame, notes: list[str]) -> QuantScheme:
-    scheme = RECIPES["int8"]
-    planned = plan_weights(frame.outline, scheme)
-    context, cache = _default_context(frame), frame.caches(scheme, None)[0]
-    size_bytes, speed = planned.size_bytes, frame.speed(planned, context, cache).decode_tokens_per_s
-    if size_bytes <= AUTO_MEMORY_PART * frame.budget_bytes and speed > AUTO_TOKENS_PER_S:
-        return scheme
-    notes.append(
-        f"auto: int4-mixed, since 8 bits would take {size_bytes / 1e6:,.0f} MB and decode about {speed:.3g} tokens/s"
-    )
-    return RECIPES["int4-mixed"]
-
-
-def _default_context(frame: _Frame) -> int:
-    npu = frame.target.npu if frame.efficiency.unit == "npu" else None
-    longest = min(frame.outline.anatomy.context, DEFAULT_CONTEXT, npu.max_context if npu and npu.max_context else 10**9)
-    return frame.whole_steps(longest) or longest
-
-
 def _choose_context(
-    frame: _Frame,
+    frame: Frame,
     planned: WeightsPlan,
     asked: int | None,
     caches: tuple[CacheFormat, ...],
     notes: list[str],
 ) -> tuple[int, CacheFormat]:
     """The asked or default context with the best cache that fits; a shorter one, unless asked, with the smallest."""
-    default = _default_context(frame)
+    default = frame.default_context
     if asked is not None:
         _check_context(frame, asked, default)
     context = asked or default
@@ -332,14 +188,14 @@ def _choose_context(
     return shorter or context, cache
 
 
-def _halved(frame: _Frame, context: int) -> Iterator[int]:
+def _halved(frame: Frame, context: int) -> Iterator[int]:
     while context // 2 >= LEAST_CONTEXT:
         context = frame.whole_steps(context // 2)
         yield context
 
 
-def _check_context(frame: _Frame, asked: int, default: int) -> None:
-    longest, step = frame.outline.anatomy.context, frame.efficiency.context_multiple
+def _check_context(frame: Frame, asked: int, default: int) -> None:
+    longest, step = frame.outline.anatomy.context, frame.capability.context_multiple
     if not 1 <= asked <= longest:
         raise PlanError(
             f"a context of {asked} is not possible: the model has 1 to {longest}", hint=f"use --context {default}"
@@ -351,5 +207,5 @@ def _check_context(frame: _Frame, asked: int, default: int) -> None:
         )
 
 
-def _needed(frame: _Frame, planned: WeightsPlan, context: int, cache: CacheFormat) -> int:
+def _needed(frame: Frame, planned: WeightsPlan, context: int, cache: CacheFormat) -> int:
     return frame.memory(planned, context, cache).total_bytes

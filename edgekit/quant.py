@@ -163,6 +163,11 @@ class QuantScheme:
         return min(layer, layers - 1 - layer) < width
 
     @property
+    def forms(self) -> tuple[WeightFormat, ...]:
+        """Every format that a weight may get."""
+        return (self.format, *(override.format for override in self.overrides))
+
+    @property
     def activation_bits(self) -> int:
         """16 for `fp16`, whose program computes in half precision; 32 for all else."""
         return 16 if self.format.bits == 16 else 32
@@ -170,7 +175,7 @@ class QuantScheme:
     @property
     def quantized(self) -> bool:
         """True where any weight is kept in blocks."""
-        return not self.format.is_float or any(not override.format.is_float for override in self.overrides)
+        return any(not form.is_float for form in self.forms)
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""

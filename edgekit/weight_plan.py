@@ -8,13 +8,14 @@ from itertools import groupby
 from math import prod
 from weakref import WeakKeyDictionary
 
-from edgekit.anatomy import WeightKind
+from edgekit.anatomy import Weight, WeightKind
 from edgekit.calibration_cost import calibration_cost
+from edgekit.capability import CAPABILITIES, Capability
 from edgekit.outline import Outline
-from edgekit.quant import BLOCK_SIZES, QuantScheme, WeightFormat
+from edgekit.quant import QuantScheme, WeightFormat
 from edgekit.source import Tensor
 
-__all__ = ["WeightGroup", "WeightPlan", "WeightsPlan", "calibrated", "plan_weights", "scaled"]
+__all__ = ["WeightGroup", "WeightPlan", "WeightsPlan", "calibrated", "plan_weights", "scaled", "with_own_head"]
 
 _PRODUCERS = {"output": "qkv", "down": "gate_up"}
 
@@ -95,19 +96,36 @@ class WeightsPlan:
 
 
 # Ranking devices and schemes asks for the same ones again; an outline that is gone takes its own along.
-_PLANNED: WeakKeyDictionary[Outline, dict[QuantScheme, WeightsPlan]] = WeakKeyDictionary()
+_PLANNED: WeakKeyDictionary[Outline, dict[tuple[QuantScheme, str], WeightsPlan]] = WeakKeyDictionary()
+_WITH_HEADS: WeakKeyDictionary[Outline, Outline] = WeakKeyDictionary()
 
 
-def plan_weights(outline: Outline, scheme: QuantScheme) -> WeightsPlan:
-    """The format of each weight of the anatomy."""
+def with_own_head(outline: Outline, format: str) -> Outline:
+    """The model as programs of a format store it: some keep a head that is tied to the embedding a second time."""
+    if not CAPABILITIES[format].own_head or "head" in outline.anatomy.weights:
+        return outline
+    if outline not in _WITH_HEADS:
+        embedding = outline.anatomy.weights["embedding"]
+        both = {
+            "embedding": replace(embedding, active=1 / embedding.shape[0]),
+            "head": replace(embedding, kind="head"),  # rounded as schemes have it for the embedding
+        }
+        anatomy = replace(outline.anatomy, weights={**outline.anatomy.weights, **both})
+        parts = {**outline.parts, "head": outline.parts["embedding"]} if outline.parts else outline.parts
+        _WITH_HEADS[outline] = replace(outline, anatomy=anatomy, parts=parts)
+    return _WITH_HEADS[outline]
+
+
+def plan_weights(outline: Outline, scheme: QuantScheme, format: str = "onnx") -> WeightsPlan:
+    """How a format's programs store each weight of the anatomy."""
     known = _PLANNED.setdefault(outline, {})
-    if scheme not in known:
-        known[scheme] = _plan_weights(outline, scheme)
-    return known[scheme]
+    if (scheme, format) not in known:
+        known[scheme, format] = _plan_weights(outline, scheme, CAPABILITIES[format])
+    return known[scheme, format]
 
 
-def _plan_weights(outline: Outline, scheme: QuantScheme) -> WeightsPlan:
-    weights, notes = _plan_each(outline, scheme)
+def _plan_weights(outline: Outline, scheme: QuantScheme, capability: Capability) -> WeightsPlan:
+    weights, notes = _plan_each(outline, scheme, capability)
     sums: dict[tuple[WeightKind, WeightFormat, float], tuple[int, int]] = {}
     for name, plan in weights.items():
         weight = outline.anatomy.weights[name]
@@ -119,40 +137,52 @@ def _plan_weights(outline: Outline, scheme: QuantScheme) -> WeightsPlan:
     return WeightsPlan(weights, tuple(WeightGroup(*key, *sums[key]) for key in sums), notes)
 
 
-def _plan_each(outline: Outline, scheme: QuantScheme) -> tuple[dict[str, WeightPlan], tuple[str, ...]]:
-    weights, layers = {}, len(outline.anatomy.caches)
-    adjusted: set[str] = set()
+def _plan_each(
+    outline: Outline, scheme: QuantScheme, capability: Capability
+) -> tuple[dict[str, WeightPlan], tuple[str, ...]]:
+    weights, layers = dict[str, WeightPlan](), len(outline.anatomy.caches)
+    departures: dict[str, dict[str, None]] = {}
+    floats = 16 if capability.computes_in_halves and scheme.quantized else scheme.activation_bits
     for name, weight in outline.anatomy.weights.items():
         if not weight.role:
-            weights[name] = WeightPlan(weight.shape, WeightFormat(scheme.activation_bits))
+            weights[name] = WeightPlan(weight.shape, WeightFormat(floats))
             continue
         form = scheme.format_of(weight.role, _layer(name), layers)
-        if scheme.row_scaled and weight.kind not in ("embedding", "head"):
-            weights[name] = WeightPlan(weight.shape, _row_scaled(form, weight.shape[1]))
-            if weights[name].format.bits != form.bits:
-                adjusted.add(
-                    f"{weight.role}: rows of {weight.shape[1]} take 8 bits, since blocks of 32 do not divide them"
-                )
-            continue
-        columns, tensors = weight.shape[1], outline.parts.get(name, ())
-        fitting = _fitting(form, columns, exactly=weight.role == "embedding")
-        exact = {tensor.exact_format for tensor in tensors}
-        same = next(iter(exact)) if len(exact) == 1 else None
-        if scheme.keep and any(exact):
-            weights[name] = _kept(weight.shape, tensors, fitting)
-            continue
-        if same and same.bits == form.bits and not same.offset:
-            weights[name] = WeightPlan(weight.shape, same, carried=True)
-            continue
-        weights[name] = WeightPlan(weight.shape, fitting)
-        if fitting != form:
-            adjusted.add(f"{weight.role}: rows of {columns} take {_named(fitting)} instead of {_named(form)}")
-    notes = sorted(adjusted)
+        plan = _plan_one(weight, form, outline.parts.get(name, ()), scheme, capability)
+        weights[name] = plan
+        carried = plan.carried or plan.pieces
+        if not carried and _departs(plan.format, form, row_scaled=scheme.row_scaled):
+            what = f"rows of {weight.shape[1]} take {_named(plan.format)} instead of {_named(form)}"
+            departures.setdefault(what, {})[weight.role] = None
+    notes = sorted(f"{', '.join(roles)}: {what}" for what, roles in departures.items())
     if scheme.keep and outline.parts:
         notes.append(_what_is_kept(outline, weights))
     if scheme.rounding == "gptq" or scheme.scaling != "none":
         notes.append(_price_of_calibration(scheme, weights))
     return weights, tuple(notes)
+
+
+def _plan_one(
+    weight: Weight, form: WeightFormat, tensors: tuple[Tensor, ...], scheme: QuantScheme, capability: Capability
+) -> WeightPlan:
+    """One matrix: as the scheme has it, as near to that as the format can, or in the checkpoint's own blocks."""
+    columns = weight.shape[1]
+    if scheme.row_scaled and weight.kind not in ("embedding", "head"):
+        return WeightPlan(weight.shape, _row_scaled(form, columns))
+    forms = capability.embedding if weight.kind == "embedding" else capability.matrices
+    fitting = forms.nearest(form, columns)
+    exact = {tensor.exact_format for tensor in tensors}
+    if scheme.keep and any(exact):
+        return _kept(weight.shape, tensors, fitting)
+    same = next(iter(exact)) if len(exact) == 1 else None
+    if same and same.bits == form.bits and not same.offset and forms.takes(same, columns):
+        return WeightPlan(weight.shape, same, carried=True)
+    return WeightPlan(weight.shape, fitting)
+
+
+def _departs(found: WeightFormat, form: WeightFormat, *, row_scaled: bool) -> bool:
+    """True where a weight is stored otherwise than asked, beyond what makes the format's programs what they are."""
+    return found.bits != form.bits if row_scaled else found != form
 
 
 def _kept(shape: tuple[int, ...], tensors: tuple[Tensor, ...], other: WeightFormat) -> WeightPlan:
@@ -226,19 +256,9 @@ def _row_scaled(form: WeightFormat, columns: int) -> WeightFormat:
     return WeightFormat(8, row_scaled=True)
 
 
-def _fitting(form: WeightFormat, columns: int, *, exactly: bool) -> WeightFormat:
-    """The format with the largest block up to its own that is no longer than a row (for the embedding: divides it)."""
-    if form.is_float:
-        return form
-    sizes = [
-        size
-        for size in BLOCK_SIZES
-        if size <= form.block_size and (columns % size == 0 if exactly else size <= max(columns, BLOCK_SIZES[0]))
-    ]
-    if not sizes:
-        return WeightFormat(32)
-    return replace(form, block_size=sizes[-1])
-
-
 def _named(form: WeightFormat) -> str:
-    return f"{form.bits} bits" + (f" in blocks of {form.block_size}" if form.block_size else "")
+    """A format for messages."""
+    if form.row_scaled:
+        return f"{form.bits} bits with a scale for each " + ("block and row" if form.block_size else "row")
+    zero_points = " without zero points" * (form.symmetric and not form.is_float)
+    return f"{form.bits} bits" + (f" in blocks of {form.block_size}" if form.block_size else "") + zero_points

@@ -18,8 +18,10 @@ from edgekit.config import AttentionConfig, LayerConfig, ModelConfig, RopeConfig
 from edgekit.converters.onnx_decoder import emit_decoder
 from edgekit.errors import PlanError, UnsupportedError
 from edgekit.outline import outline_of
-from edgekit.plan import AUTO_MEMORY_PART, AUTO_TOKENS_PER_S, DEFAULT_CONTEXT, Plan, make_plan
+from edgekit.plan import Plan, make_plan
+from edgekit.plan_frame import DEFAULT_CONTEXT
 from edgekit.quant import RECIPES, CacheFormat, WeightFormat
+from edgekit.scheme_choice import AUTO_MEMORY_PART, AUTO_TOKENS_PER_S
 from edgekit.source import Provenance, Source, StoredBlocks, TokenizerFiles, part_shapes
 from edgekit.target import Target, load_target
 
@@ -197,7 +199,9 @@ def test_recipe_file_with_the_name_of_a_recipe_is_not_taken_for_it(tmp_path: Pat
     path = tmp_path / "int8.toml"
     path.write_text('bits = 8\nblock_size = 64\nscaling = "awq"\n', encoding="utf-8")
     with pytest.raises(UnsupportedError, match="not written with the recipe file int8 but int8, int4"):
-        make_plan(source_of(SMOLLM2_135M), LINUX, format="onnx-qdq", quant=str(path))
+        make_plan(
+            source_of(SMOLLM2_135M), load_target("copilot-snapdragon-x-elite"), format="onnx-qdq", quant=str(path)
+        )
 
 
 def test_scheme_of_an_npus_plan_is_planned_again() -> None:
@@ -214,13 +218,13 @@ def test_scheme_of_an_npus_plan_is_planned_again() -> None:
 
 
 def test_target_without_a_format_that_is_converted_to_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="takes coreai"):
-        make_plan(source_of(SMOLLM2_135M), device(formats=("coreai",)))
+    with pytest.raises(UnsupportedError, match="takes litert"):
+        make_plan(source_of(SMOLLM2_135M), device(formats=("litert",)))
 
 
 def test_second_choice_of_format_is_noted() -> None:
-    plan = make_plan(source_of(SMOLLM2_135M), device(formats=("coreai", "onnx")), quant="int8")
-    assert plan.notes == ("linux-x86-64 prefers coreai, which is not converted to yet: onnx instead",)
+    plan = make_plan(source_of(SMOLLM2_135M), device(formats=("litert", "onnx")), quant="int8")
+    assert plan.notes == ("linux-x86-64 prefers litert, which is not converted to yet: onnx instead",)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +237,7 @@ def test_block_size_falls_back_with_a_note(hidden: int, embedding: WeightFormat,
     assert plan.weights["embedding"].format == embedding
     assert plan.weights["layers.0.qkv"].format == other
     named = f"in blocks of {embedding.block_size}" if embedding.block_size else "32 bits"
-    assert any(f"embedding: rows of {hidden} take" in note and named in note for note in plan.notes)
+    assert any("embedding" in note and f": rows of {hidden} take" in note and named in note for note in plan.notes)
 
 
 def test_no_note_where_nothing_departs() -> None:

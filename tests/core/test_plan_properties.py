@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgekit.alternatives import Limits, Request, plans_within, rank, what_would_fit
 from edgekit.anatomy import Anatomy, LayerCache, Weight
+from edgekit.capability import CAPABILITIES
 from edgekit.efficiency import EFFICIENCY
 from edgekit.errors import PlanError, UnsupportedError
 from edgekit.memory_plan import cache_bytes
@@ -197,8 +198,8 @@ def test_cache_bytes_of_each_kind(cache: CacheFormat) -> None:
 @pytest.fixture
 def int8_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """A runtime that can keep keys and values in 8 bits."""
-    changed = replace(ONNX, caches=(CacheFormat.FLOAT32, CacheFormat.INT8))
-    monkeypatch.setattr("edgekit.plan.EFFICIENCY", {"onnx": changed})
+    changed = replace(CAPABILITIES["onnx"], caches=(CacheFormat.FLOAT32, CacheFormat.INT8))
+    monkeypatch.setattr("edgekit.plan_frame.CAPABILITIES", {"onnx": changed})
 
 
 def planned(budget_bytes: int, **asked: Any) -> Plan:
@@ -232,9 +233,9 @@ def test_an_asked_cache_is_kept() -> None:
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A format whose programs have contexts in steps of 384."""
-    changed = {"onnx": replace(ONNX, context_multiple=384)}
-    monkeypatch.setattr("edgekit.plan.EFFICIENCY", changed)
-    monkeypatch.setattr("edgekit.alternatives.EFFICIENCY", changed)
+    changed = {"onnx": replace(CAPABILITIES["onnx"], context_multiple=384)}
+    monkeypatch.setattr("edgekit.plan_frame.CAPABILITIES", changed)
+    monkeypatch.setattr("edgekit.alternatives.CAPABILITIES", changed)
 
 
 @pytest.mark.usefixtures("steps")
@@ -288,7 +289,7 @@ def test_a_profiles_default_recipe_is_what_auto_takes() -> None:
 
 
 def test_an_npus_programs_are_planned_with_its_rate_and_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekit.plan.EFFICIENCY", {"onnx": replace(ONNX, unit="npu")})
+    monkeypatch.setattr("edgekit.plan_frame.EFFICIENCY", {"onnx": replace(ONNX, unit="npu")})
     device = load_target("copilot-snapdragon-x-elite")
     assert device.npu
     rates = {}
