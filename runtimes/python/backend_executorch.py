@@ -79,6 +79,8 @@ class ExecuTorchBackend:
 class ExecuTorchMethod:
     """The program's `forward(tokens [rows, new], start_pos [1]) -> logits [1, rows, vocabulary]`, and who holds its cache.
 
+    Programs whose rotation depends on how long the sequence gets take that as well: `rope_length [1]`.
+
     Of the tokens the first row is read; how many rows there are says of how many of the last tokens logits are wanted, so
     that the stock runners' [1, new] gets one. It takes `most_tokens` at once, and gives `most_rows`.
 
@@ -123,13 +125,14 @@ class ExecuTorchMethod:
         if self.holder is decoder:
             self._holder = None
 
-    def compute(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
+    def compute(self, tokens: NDArray[np.int64], start: int, rows: int, rope_length: int) -> NDArray[np.float32]:
         """One forward of tokens that follow `start` others; logits [rows, vocabulary]."""
         set_threads(self._threads)
         ids = np.zeros((rows, len(tokens)), np.int64)
         ids[0] = tokens
+        more = [torch.tensor([rope_length])] if "rope_length" in self.graph.inputs else []
         try:
-            found = self._forward([torch.from_numpy(ids), torch.tensor([start])])
+            found = self._forward([torch.from_numpy(ids), torch.tensor([start]), *more])
         except Exception as error:  # the bindings raise RuntimeError, and what C++ threw
             raise GenerationError(f"ExecuTorch failed: {str(error).strip().splitlines()[0]}") from error
         logits: NDArray[np.float32] = found[0][0].numpy()
@@ -157,12 +160,15 @@ def _buffer(method: Any, name: str, graph: Graph, context: int) -> NDArray[np.ge
 
 def _declared_rows(meta: Any, graph: Graph) -> tuple[int, int]:
     """Most rows of logits and most tokens of one forward; ValueError where it is not `forward` as this class has it."""
-    tokens, start, logits = meta.input_tensor_meta(0), meta.input_tensor_meta(1), meta.output_tensor_meta(0)
+    inputs = 3 if "rope_length" in graph.inputs else 2
+    if (meta.num_inputs(), meta.num_outputs()) != (inputs, 1):
+        raise ValueError("forward")
+    tokens, *numbers = (meta.input_tensor_meta(index) for index in range(inputs))
+    logits = meta.output_tensor_meta(0)
     rows, new = tokens.sizes()
     agrees = (
-        (meta.num_inputs(), meta.num_outputs()) == (2, 1)
-        and (tokens.dtype(), start.dtype(), logits.dtype()) == (_LONG, _LONG, _FLOAT)
-        and tuple(start.sizes()) == (1,)
+        (tokens.dtype(), logits.dtype()) == (_LONG, _FLOAT)
+        and all(number.dtype() == _LONG and tuple(number.sizes()) == (1,) for number in numbers)
         and tuple(logits.sizes()) == (1, rows, graph.vocab_size)
         and min(rows, new) >= 1
     )
@@ -209,7 +215,7 @@ class ExecuTorchDecoder:
             start = self._length
             for new, wanted in _parts(len(tokens), rows, method.most_tokens, method.most_rows):
                 done = start - self._length
-                found = method.compute(tokens[done : done + new], start, wanted or 1)
+                found = method.compute(tokens[done : done + new], start, wanted or 1, rope_length)
                 if wanted:
                     logits.append(found)
                 start += new

@@ -23,9 +23,11 @@ def probe(*, path: str) -> dict[str, Any]:
     """
     method = ProgramFile(Path(path)).load_method("forward")
     try:
-        rows, new = method.method_meta().input_tensor_meta(0).sizes()
+        meta = method.method_meta()
+        rows, new = meta.input_tensor_meta(0).sizes()
+        numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(1, meta.num_inputs())]
         for shape in ((1, 1), (min(rows, 2), min(new, 3))):
-            method([torch.zeros(shape, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)])
+            method([torch.zeros(shape, dtype=torch.int64), *numbers])
     except (RuntimeError, IndexError, ValueError) as error:
         raise BundleError(str(error).strip().splitlines()[0]) from error
     return {}

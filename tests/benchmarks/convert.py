@@ -34,6 +34,7 @@ MODULES = {
     "onnxruntime-genai": "onnxruntime_genai",
     "llama.cpp": "llama_cpp",
     "torchao": "torchao",
+    "executorch": "executorch",
 }
 
 

@@ -288,15 +288,56 @@ class TorchAo:
         return size
 
 
-ENGINES: dict[str, type[EdgeKit] | type[OnnxRuntimeGenAI] | type[LlamaCpp] | type[TorchAo]] = {
+class ExecuTorch:
+    """A .pte with `forward(tokens [1, new], input_pos [1]) -> logits [1, 1, vocabulary]` on ExecuTorch's own Python runtime."""
+
+    def __init__(self, file: str, threads: int, context: int) -> None:
+        import executorch.extension.llm.custom_ops.custom_ops
+        import executorch.kernels.quantized  # noqa: F401 - registers operators, as the line above does
+        import torch
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        portable_lib._unsafe_reset_threadpool(threads)
+        self._torch: Any = torch
+        self._method: Any = Runtime.get().load_program(Path(file)).load_method("forward")
+        self._length, self._next = 0, 0
+
+    def _run(self, tokens: Sequence[int]) -> None:
+        inputs = (self._torch.tensor([list(tokens)]), self._torch.tensor([self._length]))
+        self._next = int(self._method.execute(inputs)[0][0, -1].argmax())
+        self._length += len(tokens)
+
+    def prefill(self, prompt: Prompt) -> float:
+        self._length = 0
+        start = time.perf_counter()
+        self._run(prompt.tokens)
+        return time.perf_counter() - start
+
+    def decode(self, count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            self._run([self._next])
+        return time.perf_counter() - start
+
+    def logits(self, tokens: Sequence[int]) -> Logits:
+        raise NotImplementedError("a plain export gives the last token's logits only")
+
+    def reply(self, prompt: Prompt, count: int, options: dict[str, Any]) -> Timing:
+        raise NotImplementedError("a plain export has no end tokens and no sampling")
+
+
+ENGINES: dict[str, type[EdgeKit] | type[OnnxRuntimeGenAI] | type[LlamaCpp] | type[TorchAo] | type[ExecuTorch]] = {
     "edgekit": EdgeKit,
     "onnxruntime-genai": OnnxRuntimeGenAI,
     "llama.cpp": LlamaCpp,
     "torchao": TorchAo,
+    "executorch": ExecuTorch,
 }
 PIP_LINES = {
     "edgekit": "pip install edgekit-toolkit",
     "onnxruntime-genai": "pip install onnxruntime-genai",
     "llama.cpp": "pip install llama-cpp-python",
     "torchao": "pip install torchao",
+    "executorch": "pip install executorch==1.5.1",
 }
