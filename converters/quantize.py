@@ -18,6 +18,7 @@ from edgekit.quant import Rounding, WeightFormat
 from edgekit.source import StoredBlocks
 
 from .hqq import fit_hqq
+from .row_scales import quantize_rows
 
 __all__ = ["QuantizedRows", "carry_over", "dequantize", "fit_blocks", "quantize"]
 
@@ -58,8 +59,11 @@ def quantize(weights: Floats, form: WeightFormat, *, rounding: Rounding = "neare
     Args:
         weights: float32 [rows, columns]; columns are padded with zeros to whole blocks.
         form: A block format.
-        rounding: With `hqq`, scales and zero points are refined by that; else they are those of least squares.
+        rounding: With `hqq`, scales and zero points are refined by that; else, and in row-scaled formats, they are those of
+            least squares.
     """
+    if form.row_scaled:
+        return _quantize_row_scaled(weights, form)
     rows, columns = weights.shape
     blocks = -(-columns // form.block_size)
     if columns % form.block_size:
@@ -79,6 +83,18 @@ def quantize(weights: Floats, form: WeightFormat, *, rounding: Rounding = "neare
         error,
         float(np.vdot(flat, flat)),
     )
+
+
+def _quantize_row_scaled(weights: Floats, form: WeightFormat) -> QuantizedRows:
+    """With the scale of each block, which its row's is a part of, around the zero point in the middle."""
+    found = quantize_rows(weights, form)
+    rows, columns = weights.shape
+    values = (found.values.astype(np.int16) + (1 << (form.bits - 1))).astype(np.uint8)
+    scales = found.row_scales[:, None]
+    if found.block_scales is not None:
+        scales = scales * found.block_scales
+    blocks = values.reshape(rows, -1, form.block_size or columns)
+    return QuantizedRows(blocks, scales, None, found.squared_error, found.squared_weight)
 
 
 def carry_over(stored: StoredBlocks) -> QuantizedRows:

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from edgekit.quant import WeightFormat
 
-from .quantize import QuantizedRows
-
 __all__ = ["LARGEST_BLOCK_SCALE", "ScaledRows", "quantize_rows"]
 
 LARGEST_BLOCK_SCALE = 15
@@ -39,18 +37,6 @@ class ScaledRows:
     squared_error: float
     squared_weight: float
     largest: float
-
-    def as_blocks(self, form: WeightFormat) -> QuantizedRows:
-        """The same numbers with one scale for each block, around the zero point in the middle; a row may be one block."""
-        rows, columns = self.values.shape
-        middle = 1 << (form.bits - 1)
-        values = (self.values.astype(np.int16) + middle).astype(np.uint8)
-        scales = self.row_scales[:, None]
-        if self.block_scales is not None:
-            scales = self.block_scales * scales
-        return QuantizedRows(
-            values.reshape(rows, -1, form.block_size or columns), scales, None, self.squared_error, self.squared_weight
-        )
 
 
 def quantize_rows(weights: Floats, form: WeightFormat) -> ScaledRows:

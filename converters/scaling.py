@@ -140,7 +140,9 @@ def search_scales(
         change = stored / factors - weights
         loss = float(np.vdot(change @ seen, change))
         if int8_activations:
-            loss += _input_error(weights * factors, np.sqrt(moments.diagonal()) / factors, form.block_size)
+            loss += _input_error(
+                weights * factors, np.sqrt(moments.diagonal()) / factors, form.block_size or len(factors)
+            )
         if loss < least:
             best, least = factors, loss
     return best

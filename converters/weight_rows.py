@@ -23,7 +23,6 @@ from edgekit.source import Tensor
 
 from .gptq import RoundingGuide, quantize_guided
 from .quantize import QuantizedRows, carry_over, quantize
-from .row_scales import quantize_rows
 
 __all__ = [
     "CHUNK_ELEMENTS",
@@ -140,10 +139,7 @@ def _quantized(
     with np.errstate(over="ignore", invalid="ignore"):
         floats = read_floats(chunk.tensor, chunk.start, chunk.stop)
         form = plan.format
-        if form.row_scaled:
-            rows = quantize_rows(floats, form).as_blocks(form)
-        else:
-            rows = quantize_guided(floats, form, guide) if guide else quantize(floats, form, rounding=rounding)
+        rows = quantize_guided(floats, form, guide) if guide else quantize(floats, form, rounding=rounding)
     if not np.isfinite(rows.squared_weight + rows.squared_error):
         raise SourceError(
             f"tensor {chunk.tensor.name} holds values too large to quantize",

@@ -215,7 +215,11 @@ def calibrated(scheme: QuantScheme, weights: Mapping[str, WeightPlan]) -> frozen
     """Weights that are rounded by what they see on texts that the model writes."""
     if scheme.rounding != "gptq":
         return frozenset()
-    rounded = {role for role, weight in weights.items() if weight.form_is_blocks and not weight.carried}
+    rounded = {
+        role
+        for role, weight in weights.items()
+        if weight.form_is_blocks and not weight.carried and not weight.format.row_scaled
+    }
     return frozenset(rounded - {"embedding"} if "head" in weights else rounded)  # an untied embedding is only looked up
 
 
