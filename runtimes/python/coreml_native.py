@@ -1,7 +1,10 @@
-"""Core ML itself, on macOS, through coremltools. Nothing here can be executed elsewhere."""
+"""Core ML itself, on macOS 15 or later, through coremltools."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,25 +27,30 @@ class NativeProgram:
     States made for one function serve the others: they are declared alike.
 
     Args:
-        package: The .mlpackage; Core ML compiles it, to a temporary place.
+        package: The .mlpackage; it is compiled to a temporary directory, which goes when nothing uses this any more.
         functions: The functions to load.
 
     Raises:
-        BundleError: Core ML does not load it.
+        BundleError: Core ML does not compile or load it, as on macOS 14, which knows no states.
         MissingExtraError: coremltools is not installed.
     """
 
     runtime = Runtime("coreml")
 
     def __init__(self, package: Path, functions: Sequence[str]) -> None:
+        directory = tempfile.mkdtemp(prefix="edgekit-")
+        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        path = str(Path(directory) / "model.mlmodelc")
         try:
             with quieted():
-                from coremltools.models import MLModel
+                from coremltools.models import CompiledMLModel
+                from coremltools.models.utils import compile_model
 
-                self._models = {name: MLModel(str(package), function_name=name) for name in functions}
+                compile_model(str(package), path)
+                self._models = {name: CompiledMLModel(path, function_name=name) for name in functions}
         except ModuleNotFoundError as error:
             raise MissingExtraError("coremltools", "coreml") from error
-        except Exception as error:  # coremltools passes on what Core ML says as plain RuntimeError and Exception
+        except Exception as error:  # coremltools passes on what Core ML says as RuntimeError and plain Exception
             raise BundleError(f"{package.name} is not loaded by Core ML: {_first_line(error)}") from error
         self._first = functions[0]
 
