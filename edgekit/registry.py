@@ -58,6 +58,7 @@ MULTIMODAL = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 CONVERTERS = {
     "onnx": "edgekit.converters.to_onnx:export",
     "onnx-qdq": "edgekit.converters.to_onnx_qdq:export",
+    "coreml": "edgekit.converters.to_coreml:export",
 }
 BACKENDS = {
     "onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend",
