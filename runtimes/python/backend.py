@@ -83,6 +83,11 @@ class Backend(Protocol):
         """What computes; None where it is an execution provider of ONNX Runtime, as `ProviderChoice` has it."""
         ...
 
+    @property
+    def end_tokens(self) -> frozenset[int] | None:
+        """What ends a reply by what the program itself says, for other runtimes to read; None where it says nothing."""
+        ...
+
     def decoder(self) -> Decoder:
         """A new sequence with an empty cache."""
         ...

@@ -93,6 +93,7 @@ class CoreMLBackend:
 
     Attributes:
         runtime: Core ML, or the MIL evaluator.
+        end_tokens: See `Backend.end_tokens`.
 
     Raises:
         BundleError: The package is damaged, not what the manifest describes, or has operators that the evaluator lacks.
@@ -114,6 +115,7 @@ class CoreMLBackend:
         else:
             self.program = EvaluatedProgram(load_functions(package))
         self.runtime = self.program.runtime
+        self.end_tokens = _end_tokens(package, graph)
         self.graph, self.context = graph, context
 
     def decoder(self) -> CoreMLDecoder:
@@ -154,6 +156,17 @@ def _agrees(signatures: Mapping[str, Signature], graph: Graph, context: int) -> 
         ):
             return False
     return True
+
+
+def _end_tokens(package: Package, graph: Graph) -> frozenset[int] | None:
+    """Those that the package's metadata name, which apps read."""
+    named = package.model.description.metadata.userDefined.get("eos_token_ids")
+    if named is None:
+        return None
+    try:
+        return frozenset(int(token) for token in named.split(",") if token)
+    except ValueError as error:
+        raise _not_described(graph) from error
 
 
 def _not_described(graph: Graph) -> BundleError:

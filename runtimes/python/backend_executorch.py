@@ -57,6 +57,7 @@ class ExecuTorchBackend:
         if not tried:
             try_out(path)
         self._method: ExecuTorchMethod | None = ExecuTorchMethod(path, graph, context, options)
+        self.end_tokens = self._method.end_tokens
 
     def decoder(self) -> ExecuTorchDecoder:
         """A new sequence.
@@ -86,6 +87,7 @@ class ExecuTorchMethod:
 
     Attributes:
         lock: Held by who computes, or copies from or to the buffers.
+        end_tokens: See `Backend.end_tokens`.
         cache: Views of the method's own memory, [kv_heads, context, head_dim]: key and value of each layer in turn.
     """
 
@@ -95,6 +97,8 @@ class ExecuTorchMethod:
         set_threads(self._threads)
         self._file = ProgramFile(path, mapped=options.mapped_weights)
         self._forward = self._file.load_method("forward")
+        ends = self._file.constant("get_eos_ids")
+        self.end_tokens = None if ends is None else frozenset(int(token) for token in ends)
         try:
             self.most_rows, self.most_tokens = _declared_rows(self._forward.method_meta(), graph)
             self.cache = [_buffer(self._forward, name, graph, context) for name in _buffer_names(graph)]

@@ -44,6 +44,7 @@ class QdqBackend:
     """
 
     runtime = None
+    end_tokens = None
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class OnnxRuntimeBackend:
     """
 
     runtime = None
+    end_tokens = None
 
     def __init__(self, directory: Path, graph: Graph, *, context: int, options: RuntimeOptions) -> None:
         settings = session_options(options)

@@ -83,10 +83,29 @@ def load_model(
     release_free_memory()  # what reading the tokenizer took: the weights can have it
     more = {"context": program.context, "options": options}
     choice, backend = _open_backend(partial(backend_class, bundle.directory, program.graph, **more), choice, final)
+    try:
+        _check_end_tokens(bundle, program, backend)
+    except BundleError:
+        backend.close()
+        raise
     choice = replace(choice, runtime=backend.runtime)
     model = LoadedModel(bundle, program, backend, tokenizer, choice, started, session_cache_bytes)
     model.release_memory()
     return model
+
+
+def _check_end_tokens(bundle: Bundle, program: Program, backend: Backend) -> None:
+    """Refuse a program that ends replies, where others run it, at other tokens than the bundle.
+
+    Raises:
+        BundleError: It does.
+    """
+    own, ends = backend.end_tokens, frozenset(bundle.manifest.eos_token_ids)
+    if own is not None and own != ends:
+        own_text, text = (", ".join(map(str, sorted(tokens))) or "none" for tokens in (own, ends))
+        raise BundleError(
+            f"{program.graph.files[0]} has the end tokens {own_text}, the bundle {text}", hint="convert the model again"
+        )
 
 
 def _open_backend(open_: Callable[..., Backend], choice: ProviderChoice, final: bool) -> tuple[ProviderChoice, Backend]:

@@ -65,6 +65,20 @@ class ProgramFile:
         except Exception as error:  # the bindings raise RuntimeError, and what C++ threw
             raise _not_loaded(path, error) from error
 
+    def constant(self, name: str) -> list[Any] | None:
+        """What a method without inputs returns; None where there is none of this name.
+
+        Raises:
+            BundleError: ExecuTorch does not run it.
+        """
+        if name not in [self._program.get_method_name(index) for index in range(self._program.num_methods())]:
+            return None
+        method = self.load_method(name)
+        try:
+            return list(method.call(()))
+        except RuntimeError as error:
+            raise _not_loaded(self.path, error) from error
+
     def load_method(self, name: str) -> Any:
         """A method with its weights packed for this processor.
 
