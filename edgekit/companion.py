@@ -23,7 +23,7 @@ from edgekit.target import load_target
 if TYPE_CHECKING:
     from edgekit.runtimes.engine import LoadedModel
 
-__all__ = ["companion"]
+__all__ = ["FORMAT", "companion"]
 
 # Where it runs: on the build machine, with the program that takes every precision.
 TARGET, FORMAT = "linux-x86-64", "onnx"

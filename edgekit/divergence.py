@@ -81,6 +81,9 @@ class Divergence:
     _surprise: list[Floats] = field(default_factory=list)
     _reference_surprise: list[Floats] = field(default_factory=list)
 
+    def __bool__(self) -> bool:
+        return bool(self._kl)
+
     def add(self, expected: Floats, found: Floats, tokens: NDArray[np.int64]) -> None:
         """Compare one unit.
 

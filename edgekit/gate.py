@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.bounds import failure, kl_bound, top1_bound
 from edgekit.bundle import GOLDENS, Bundle, Program, open_bundle
-from edgekit.capability import CAPABILITIES
-from edgekit.companion import companion
-from edgekit.divergence import Figures
+from edgekit.companion import FORMAT, companion
 from edgekit.errors import BundleError, ConversionError, GenerationError, SourceError
-from edgekit.goldens import Goldens, make_goldens, read_goldens, written_goldens
+from edgekit.goldens import Goldens, read_goldens, with_greedy, write_texts
 from edgekit.graph import Graph
 from edgekit.own_text import read_windows
 from edgekit.plan import Plan
@@ -23,21 +22,13 @@ from edgekit.progress import ProgressFn
 from edgekit.quant import RECIPES, CacheFormat
 from edgekit.registry import LOADER, load_attribute
 from edgekit.source import Source, open_source
-from edgekit.verify import compare, compare_on_text, compare_with_goldens, greedy_match
+from edgekit.verify import Comparison, compare, compare_on_text, compare_with_goldens, greedy_match, reference_match
 
 if TYPE_CHECKING:
     from edgekit.runtimes.engine import LoadedModel
 
-__all__ = ["kl_bound", "oversize", "top1_bound", "verify_bundle", "verify_program"]
+__all__ = ["Reference", "oversize", "verify_bundle", "verify_programs"]
 
-# Mean KL against full precision that a scheme may cost, in nats. 4 bits hurt small models more.
-BOUND_8_BITS = 0.02
-BOUND_8_BIT_NPU = 0.1  # its activations are whole numbers too, keys and values of 8 bits
-BOUND_4_BITS_SMALL, BOUND_4_BITS = 0.6, 0.2
-SMALL_PARAMETERS = 1_000_000_000
-# A model whose best token is another one at every second position writes other texts. A reference that is never sure has many
-# near ties: there the bound is how often its own samples agree with it.
-TOP1_BOUND = 0.5
 _ROW_KEYS = (
     "executed",
     "positions",
@@ -47,24 +38,14 @@ _ROW_KEYS = (
     "top1_agreement",
     "top1_interval",
     "reference_confidence",
+    "decode",
+    "late",
     "greedy_match_tokens",
+    "reference_match_tokens",
     "text",
     "reason",
 )
 _FLOAT_BYTES = {"F64": 8, "F32": 4}  # all else, quantized checkpoints too, came from 16 bits
-
-
-def kl_bound(graph: Graph, parameters: int) -> float:
-    """The mean KL that a program must not exceed: by the fewest bits that any of its weights was rounded to."""
-    rounded = [report.bits for report in graph.weights if report.block_size and report.relative_error]
-    if min(rounded, default=32) > 4:
-        return BOUND_8_BIT_NPU if CAPABILITIES[graph.format].quantized_activations else BOUND_8_BITS
-    return BOUND_4_BITS_SMALL if parameters < SMALL_PARAMETERS else BOUND_4_BITS
-
-
-def top1_bound(figures: Figures) -> float:
-    """The top-1 agreement under which a program is useless."""
-    return min(TOP1_BOUND, figures.reference_confidence)
 
 
 def oversize(source: Source, plan: Plan) -> str | None:
@@ -81,56 +62,138 @@ def oversize(source: Source, plan: Plan) -> str | None:
     return f"the quantized program takes {stored:,} bytes, full precision {whole:,}: {', '.join(grown[:3])} grew"
 
 
-def verify_program(
-    unfinished: Bundle, source: Source, plan: Plan, *, allow_low_quality: bool, on_progress: ProgressFn | None
-) -> dict[str, Any]:
-    """Run the program, write the goldens, compare with the full-precision reference; the program's quality card.
+class Reference:
+    """The source in float32, for all programs of a bundle: written and loaded when it is first asked for, gone at the end.
+
+    Args:
+        beside: The bundle's directory.
+        context: The longest that any of the programs has.
+    """
+
+    def __init__(self, source: Source, beside: Path, *, context: int, on_progress: ProgressFn | None) -> None:
+        self.source, self.context = source, context
+        self._beside, self._on_progress = beside, on_progress
+        self._kept = ExitStack()
+        self._model: LoadedModel | None = None
+
+    def model(self) -> LoadedModel:
+        """The loaded reference, computed from its mapped file.
+
+        Raises:
+            BundleError, ConversionError, OSError: There is no room for it, as a rule.
+        """
+        if self._model is None:
+            opened = companion(
+                self.source, self._beside, quant="fp32", context=self.context, stage="reference",
+                mapped=True, on_progress=self._on_progress,
+            )  # fmt: skip
+            self._model = self._kept.enter_context(opened)
+        return self._model
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._kept.close()
+
+
+def verify_programs(
+    unfinished: Bundle,
+    plans: Sequence[Plan],
+    reference: Reference,
+    *,
+    allow_low_quality: bool,
+    on_progress: ProgressFn | None,
+) -> list[dict[str, Any]]:
+    """Run every program, compare each with the full-precision reference, write the goldens; their quality cards.
 
     Raises:
-        ConversionError: The program does not run, or fails its bound and `allow_low_quality` is not set.
+        ConversionError: A program does not run, or fails its bound and `allow_low_quality` is not set.
     """
-    program = unfinished.program(plan.format)
-    try:
-        model: LoadedModel = load_attribute(LOADER)(unfinished, program, verifying=True)
-    except BundleError as error:
-        if plan.scheme.activation_bits == 16:
-            return {"status": "not-executed", "executed": None, "reason": f"no provider here runs it: {error.message}"}
-        raise ConversionError(f"the program does not load: {error.message}", hint=error.hint) from error
-    with model:
+    goldens, cards = Goldens((), {}, {}, (), ()), []
+    for plan in plans:
+        gate = _Gate(unfinished, plan, reference, on_progress)
+        card, goldens = gate.verify(goldens)
+        if card["status"] == "failed" and not allow_low_quality:
+            named = f"{plan.format}: " * (len(plans) > 1)
+            raise ConversionError(f"{named}{card['reason']}", hint=_what_would_work(plan))
+        cards.append(card)
+    if goldens.greedy:
+        text = json.dumps(goldens.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        (unfinished.directory / GOLDENS).write_text(text + "\n", encoding="utf-8", newline="\n")
+    return cards
+
+
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """The verification of one program of an unfinished bundle."""
+
+    unfinished: Bundle
+    plan: Plan
+    reference: Reference
+    on_progress: ProgressFn | None
+
+    @property
+    def program(self) -> Program:
+        return self.unfinished.program(self.plan.format)
+
+    def verify(self, goldens: Goldens) -> tuple[dict[str, Any], Goldens]:
+        """The program's card, and the goldens with what it adds."""
         try:
-            card, goldens = _quality_card(model, source, plan, unfinished, on_progress)
-        except GenerationError as error:
-            raise ConversionError(f"the program does not run: {error.message}", hint=error.hint) from error
-    if card["status"] == "failed" and not allow_low_quality:
-        raise ConversionError(card["reason"], hint=_what_would_work(plan))
-    text = json.dumps(goldens.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    (unfinished.directory / GOLDENS).write_text(text + "\n", encoding="utf-8", newline="\n")
-    return card
+            model: LoadedModel = load_attribute(LOADER)(self.unfinished, self.program, verifying=True)
+        except BundleError as error:
+            if self.plan.scheme.activation_bits == 16:
+                reason = f"no provider here runs it: {error.message}"
+                return {"status": "not-executed", "executed": None, "reason": reason}, goldens
+            raise ConversionError(
+                f"the {self.plan.format} program does not load: {error.message}", hint=error.hint
+            ) from error
+        with model:
+            try:
+                card, goldens = self._compared(model, goldens)
+            except GenerationError as error:
+                raise ConversionError(
+                    f"the {self.plan.format} program does not run: {error.message}", hint=error.hint
+                ) from error
+            return {"executed": model.provider.executed, "provider": model.provider.reason} | card, goldens
+
+    def _compared(self, model: LoadedModel, goldens: Goldens) -> tuple[dict[str, Any], Goldens]:
+        plan, format = self.plan, self.plan.format
+        try:
+            if not goldens.texts:
+                writer = self.reference.model() if model.provider.is_slow else model
+                goldens = replace(goldens, texts=write_texts(writer, on_progress=self.on_progress))
+            if not goldens.texts:
+                return _not_compared("the context is too short for any test prompt"), goldens
+            goldens = with_greedy(goldens, model, format)
+            if _is_reference(plan):
+                return {"status": "ok", "reason": "this is the full-precision program"}, goldens
+            reference = self.reference.model()
+            comparison, goldens = compare(model, reference, goldens, on_progress=self.on_progress)
+            matched = reference_match(reference, goldens, format)
+        except (BundleError, ConversionError, OSError) as error:  # no room for the reference, as a rule
+            return _not_compared(f"the reference could not be run: {error}"), goldens
+        return self._judged(comparison) | {"reference_match_tokens": matched}, goldens
+
+    def _judged(self, comparison: Comparison) -> dict[str, Any]:
+        graph, figures = self.program.graph, comparison.figures
+        bound = kl_bound(graph, self.reference.source.parameters)
+        card = comparison.to_json() | {"reference": "float32 program of the same source", "kl_bound": bound}
+        card |= {"top1_bound": top1_bound(figures)}
+        failed = failure(comparison, bound)
+        if failed is None:
+            return card | {"status": "ok", "reason": None}
+        return card | {"status": "failed", "reason": f"{failed}; least exact: {_least_exact(graph)}"}
 
 
-def _quality_card(
-    model: LoadedModel, source: Source, plan: Plan, unfinished: Bundle, on_progress: ProgressFn | None
-) -> tuple[dict[str, Any], Goldens]:
-    known = written_goldens(unfinished.directory)  # of the bundle's other programs
-    goldens = make_goldens(model, plan.format, known=known, on_progress=on_progress)
-    card: dict[str, Any] = {"executed": model.provider.executed, "provider": model.provider.reason}
-    if not goldens.texts:
-        return card | {"status": "not-compared", "reason": "the context is too short for any test prompt"}, goldens
+def _not_compared(reason: str) -> dict[str, Any]:
+    return {"status": "not-compared", "reason": reason}
+
+
+def _is_reference(plan: Plan) -> bool:
+    """True of a program like the one that others are compared with."""
     whole = not plan.scheme.quantized and plan.scheme.activation_bits == 32
-    if whole and plan.cache is CacheFormat.FLOAT32:
-        return card | {"status": "ok", "reason": "this is the full-precision program"}, goldens
-    try:
-        with _reference(source, unfinished, unfinished.program(), on_progress) as reference:
-            figures, goldens = compare(model, reference, goldens, on_progress=on_progress)
-    except (BundleError, ConversionError, OSError) as error:  # no room for the reference, as a rule
-        return card | {"status": "not-compared", "reason": f"the reference could not be run: {error}"}, goldens
-    bound = kl_bound(unfinished.program().graph, source.parameters)
-    card |= figures.to_json() | {"reference": "float32 program of the same source", "kl_bound": bound}
-    card |= {"top1_bound": top1_bound(figures)}
-    failure = _failure(figures, bound)
-    if failure is None:
-        return card | {"status": "ok", "reason": None}, goldens
-    return card | {"status": "failed", "reason": f"{failure}; least exact: {_least_exact(unfinished)}"}, goldens
+    return whole and plan.cache is CacheFormat.FLOAT32 and plan.format == FORMAT
 
 
 def verify_bundle(
@@ -160,9 +223,16 @@ def verify_bundle(
     bundle = open_bundle(directory)
     programs = [bundle.program(name) for name in formats] or list(bundle.manifest.programs)
     source = open_source(reference) if reference is not None else None
-    measured = _Measured(bundle, source, Path(text) if text is not None else None, on_progress)
+    for program in programs if source else ():
+        _check_same_model(source, bundle, program)
     load = {"provider": provider, "threads": threads, "verifying": True}
-    return [_verify_row(measured, program, load) for program in programs]
+    with ExitStack() as stack:
+        measured = _Measured(bundle, None, Path(text) if text is not None else None, on_progress)
+        if source:
+            context = max(program.context for program in programs)
+            opened = Reference(source, bundle.directory, context=context, on_progress=on_progress)
+            measured = replace(measured, reference=stack.enter_context(opened))
+        return [_verify_row(measured, program, load) for program in programs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +240,7 @@ class _Measured:
     """What every program of a bundle is compared with."""
 
     bundle: Bundle
-    source: Source | None
+    reference: Reference | None
     text: Path | None
     on_progress: ProgressFn | None
 
@@ -192,44 +262,51 @@ def _verify_row(measured: _Measured, program: Program, load: dict[str, Any]) -> 
 def _verified(measured: _Measured, program: Program, model: LoadedModel) -> dict[str, Any]:
     format, bundle = program.graph.format, measured.bundle
     remembered = (bundle.directory / GOLDENS).is_file()
-    if not remembered and measured.source is None:
+    if not remembered and measured.reference is None:
         return {"status": "not-compared", "reason": "converted without verification; give --reference"}
-    goldens = read_goldens(bundle, program) if remembered else make_goldens(model, format)
+    goldens = read_goldens(bundle, program) if remembered else _new_goldens(measured, model, format)
     matched, excusable = greedy_match(model, goldens, format)
     found: dict[str, Any] = {"executed": model.provider.executed, "greedy_match_tokens": matched}
-    figures, own_text = _figures(measured, program, model, goldens)
+    comparison, others = _compared(measured, model, goldens, format)
+    if comparison is not None:
+        found |= comparison.to_json() | others
     if not excusable:
         return found | {"status": "failed", "reason": "greedy tokens differ from those the bundle was verified with"}
-    if figures is None:
+    if comparison is None:
         return found | {"status": "ok", "reason": program.quality.get("reason")}
-    found |= figures.to_json() | {"text": own_text}
-    failure = _failure(figures, kl_bound(program.graph, bundle.manifest.model.get("parameters") or 0))
-    return found | {"status": "failed" if failure else "ok", "reason": failure}
+    failed = failure(comparison, kl_bound(program.graph, bundle.manifest.model.get("parameters") or 0))
+    return found | {"status": "failed" if failed else "ok", "reason": failed}
 
 
-def _figures(
-    measured: _Measured, program: Program, model: LoadedModel, goldens: Goldens
-) -> tuple[Figures | None, dict[str, Any] | None]:
-    """The figures on the goldens' texts, and those on the user's text where there is one."""
-    if measured.source is None:
-        return compare_with_goldens(model, goldens), None
+def _new_goldens(measured: _Measured, model: LoadedModel, format: str) -> Goldens:
+    writer = measured.reference.model() if measured.reference and model.provider.is_slow else model
+    return with_greedy(Goldens(write_texts(writer, on_progress=measured.on_progress), {}, {}, (), ()), model, format)
+
+
+def _compared(
+    measured: _Measured, model: LoadedModel, goldens: Goldens, format: str
+) -> tuple[Comparison | None, dict[str, Any]]:
+    """The figures on the goldens' texts; and what only the reference itself can tell: its tokens, and the user's text."""
+    if measured.reference is None:
+        return compare_with_goldens(model, goldens), {}
+    reference = measured.reference.model()
     windows = read_windows(model, measured.text) if measured.text else ()
-    with _reference(measured.source, measured.bundle, program, measured.on_progress) as reference:
-        figures, _ = compare(model, reference, goldens, on_progress=measured.on_progress)
-        if not windows:
-            return figures, None
+    comparison, _ = compare(model, reference, goldens, on_progress=measured.on_progress)
+    others: dict[str, Any] = {"reference_match_tokens": reference_match(reference, goldens, format), "text": None}
+    if windows:
         divergence = compare_on_text(model, reference, windows, on_progress=measured.on_progress)
-    return figures, divergence.figures().rounded().to_json() | asdict(divergence.perplexity())
+        others["text"] = divergence.figures().rounded().to_json() | asdict(divergence.perplexity())
+    return comparison, others
 
 
-def _reference(
-    source: Source, bundle: Bundle, program: Program, on_progress: ProgressFn | None
-) -> AbstractContextManager[LoadedModel]:
-    """The source in float32, computed from its mapped file.
+def _check_same_model(source: Source | None, bundle: Bundle, program: Program) -> None:
+    """Refuse a source that is another model than the bundle's.
 
     Raises:
-        SourceError: It is another model than the bundle's.
+        SourceError: It is.
     """
+    if source is None:
+        return
     config = source.config
     theirs = bundle.manifest.model.get("model_type"), program.graph.vocab_size
     if (config.model_type, config.vocab_size) != theirs:
@@ -238,24 +315,10 @@ def _reference(
             f"{theirs[1]:,}",
             hint="give the checkpoint that the bundle was converted from",
         )
-    return companion(
-        source, bundle.directory, quant="fp32", context=program.context, stage="reference",
-        mapped=True, on_progress=on_progress,
-    )  # fmt: skip
 
 
-def _failure(figures: Figures, bound: float) -> str | None:
-    """Which bound a program is over; None where it keeps both."""
-    if not figures.kl_mean <= bound:
-        return f"mean KL {figures.kl_mean:.3g} is over the bound of {bound}"
-    if not figures.top1_agreement >= top1_bound(figures):
-        return f"top-1 agreement {figures.top1_agreement:.1%} is under the bound of {top1_bound(figures):.1%}"
-    return None
-
-
-def _least_exact(unfinished: Bundle) -> str:
-    weights = unfinished.manifest.programs[0].graph.weights
-    worst = sorted(weights, key=lambda report: -report.relative_error)[:3]
+def _least_exact(graph: Graph) -> str:
+    worst = sorted(graph.weights, key=lambda report: -report.relative_error)[:3]
     return ", ".join(f"{report.role} ({report.bits} bits, error {report.relative_error:.1%})" for report in worst)
 
 

@@ -1,6 +1,7 @@
 """Goldens: what a bundle remembers of its verification, so that any runtime can check itself without the source.
 
-The model itself writes the texts: sampled from the program under test, after prompts in its own chat format.
+The model itself writes the texts, sampled after prompts in its own chat format: the first program that is verified does so,
+or the reference where that one's runtime is slow. The last text is read past half of the context.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from pathlib import Path
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import GOLDENS, Bundle, Program
@@ -26,17 +27,20 @@ __all__ = [
     "GoldenText",
     "Goldens",
     "greedy_tokens",
-    "make_goldens",
     "read_goldens",
     "render_prompts",
     "sampled_tokens",
-    "written_goldens",
+    "with_greedy",
+    "write_texts",
 ]
 
 POSITIONS = 256
 TEXTS = 4
 SEED = 20261122
 GREEDY_TOKENS = 32
+SLOW_GREEDY_TOKENS = 4  # after the first prompt alone, where a token takes seconds
+LATE_POSITIONS = 32
+LATEST_START = 8192  # where half of the context lies further on, checking there would take minutes
 DATE = datetime(2026, 1, 1)
 # A greedy step may differ on another kernel where its two best logits are closer than this; later steps then follow.
 MARGIN_TOLERANCE = 0.5
@@ -56,16 +60,23 @@ _OPENINGS = (
 
 @dataclass(frozen=True, slots=True)
 class GoldenText:
-    """A rendered prompt and what the model went on to write; the positions compared are those that predict `tokens[start:]`."""
+    """A rendered prompt and what the model went on to write; the positions compared are those that predict `tokens[start:]`.
+
+    A `late` one follows other texts, so far that these positions lie past half of the context; no program writes after it.
+    """
 
     prompt: str
     tokens: tuple[int, ...]
     start: int
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Goldens:
-    """What lets any runtime check itself without the source; see `design`: `goldens.json`."""
+    """What lets any runtime check itself without the source; see `design`: `goldens.json`.
+
+    `greedy` has for each program its tokens after each text's prompt, none where it did not write there.
+    """
 
     texts: tuple[GoldenText, ...]
     greedy: Mapping[str, tuple[tuple[int, ...], ...]]
@@ -78,39 +89,55 @@ class Goldens:
         return asdict(self) | {"margin_tolerance": MARGIN_TOLERANCE}
 
 
-def make_goldens(
-    model: LoadedModel, format: str, *, known: Goldens | None = None, on_progress: ProgressFn | None = None
-) -> Goldens:
-    """Let the program write: sampled texts to compare on, and the greedy tokens of each prompt.
+def write_texts(writer: LoadedModel, *, on_progress: ProgressFn | None = None) -> tuple[GoldenText, ...]:
+    """Let a model write: sampled texts to compare programs on, none where the context is too short for any prompt.
 
     Positions are fewer than 256 where the context is too short for them.
-
-    Args:
-        known: Another program's goldens, whose texts are taken.
     """
-    if known is not None:
-        starts = [list(text.tokens[: text.start]) for text in known.texts]
-        written = [greedy_tokens(model, ids, min(GREEDY_TOKENS, model.context - len(ids))) for ids in starts]
-        return replace(
-            known,
-            greedy={**known.greedy, format: tuple(tokens for tokens, _ in written)},
-            margins={**known.margins, format: tuple(gaps for _, gaps in written)},
-        )
-    prompts = render_prompts(model, _QUESTIONS, _OPENINGS)
-    texts, greedy, margins = [], [], []
+    prompts, texts = render_prompts(writer, _QUESTIONS, _OPENINGS), list[GoldenText]()
     for number, (prompt, add_special_tokens) in enumerate(prompts):
-        ids = model.token_ids(prompt, add_special_tokens=add_special_tokens)
-        room = model.context - len(ids)
+        ids = writer.token_ids(prompt, add_special_tokens=add_special_tokens)
+        room = writer.context - len(ids)
         if room < 1:
             continue
-        sampled = sampled_tokens(model, ids, min(POSITIONS // TEXTS, room), SEED + number)
+        sampled = sampled_tokens(writer, ids, min(POSITIONS // TEXTS, room), SEED + number)
         texts.append(GoldenText(prompt, (*ids, *sampled), len(ids)))
-        tokens, gaps = greedy_tokens(model, ids, min(GREEDY_TOKENS, room))
-        greedy.append(tokens)
-        margins.append(gaps)
         if on_progress:
             on_progress(Progress("generate", number + 1, len(prompts), "texts"))
-    return Goldens(tuple(texts), {format: tuple(greedy)}, {format: tuple(margins)}, (), ())
+    return (*texts, *_late_text(texts, writer.context))
+
+
+def _late_text(texts: Sequence[GoldenText], context: int) -> tuple[GoldenText, ...]:
+    """The last text behind as many tokens of the others as bring it past half of the context; nothing where there is no room."""
+    if len(texts) < TEXTS:
+        return ()
+    *others, last = texts
+    filling = [token for text in others for token in text.tokens]
+    before = max(min(context // 2, LATEST_START) + 1 - last.start, 0)
+    start = before + last.start
+    count = min(LATE_POSITIONS, len(last.tokens) - last.start, context - start)
+    if count < 1:
+        return ()
+    tokens = (*islice(cycle(filling), before), *last.tokens[: last.start + count])
+    return (GoldenText("", tokens, start, late=True),)
+
+
+def with_greedy(goldens: Goldens, model: LoadedModel, format: str) -> Goldens:
+    """The goldens with a program's own greedy tokens."""
+    written = [_greedy(model, text, number) for number, text in enumerate(goldens.texts)]
+    return replace(
+        goldens,
+        greedy={**goldens.greedy, format: tuple(tokens for tokens, _ in written)},
+        margins={**goldens.margins, format: tuple(gaps for _, gaps in written)},
+    )
+
+
+def _greedy(model: LoadedModel, text: GoldenText, number: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    slow = model.provider.is_slow
+    if text.late or (slow and number):
+        return (), ()
+    ids = list(text.tokens[: text.start])
+    return greedy_tokens(model, ids, min(SLOW_GREEDY_TOKENS if slow else GREEDY_TOKENS, model.context - len(ids)))
 
 
 def render_prompts(model: LoadedModel, questions: Sequence[str], openings: Sequence[str]) -> list[tuple[str, bool]]:
@@ -191,17 +218,11 @@ def read_goldens(bundle: Bundle, program: Program) -> Goldens:
     return goldens
 
 
-def written_goldens(directory: Path) -> Goldens | None:
-    """Those that the programs of an unfinished bundle have written so far; None where none has."""
-    path = directory / GOLDENS
-    if not path.is_file():
-        return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return _parsed(values, values["greedy"])
-
-
 def _parsed(values: Mapping[str, Any], formats: Iterable[str]) -> Goldens:
-    texts = tuple(GoldenText(t["prompt"], tuple(map(int, t["tokens"])), int(t["start"])) for t in values["texts"])
+    texts = tuple(
+        GoldenText(text["prompt"], tuple(map(int, text["tokens"])), int(text["start"]), bool(text.get("late")))
+        for text in values["texts"]
+    )
     return Goldens(
         texts,
         {format: tuple(tuple(map(int, row)) for row in values["greedy"][format]) for format in formats},
@@ -217,15 +238,17 @@ def _consistent(goldens: Goldens, format: str, context: int, vocabulary: int) ->
     ids += [token for row in (*goldens.greedy[format], *goldens.top_tokens) for token in row]
     return (
         bool(goldens.texts)
+        and not goldens.texts[0].late
         and all(0 < text.start < len(text.tokens) <= context for text in goldens.texts)
         and all(0 <= token < vocabulary for token in ids)
         and len(goldens.greedy[format]) == len(goldens.margins[format]) == len(goldens.texts)
         and all(
-            0 < len(tokens) == len(margins) <= context - text.start
+            len(tokens) == len(margins) <= context - text.start
             for text, tokens, margins in zip(
                 goldens.texts, goldens.greedy[format], goldens.margins[format], strict=True
             )
         )
+        and bool(goldens.greedy[format][0])
         and all(goldens.top_tokens)
         and len(goldens.top_tokens) == len(goldens.top_log_probabilities)
         and len(goldens.top_tokens) in {0, positions}

@@ -15,11 +15,12 @@ __all__ = ["read_windows"]
 
 WINDOW = 256  # tokens, each window read from an empty cache
 MOST_POSITIONS = 4096
+SLOW_POSITIONS = 256  # where reading them takes minutes
 LARGEST_BYTES = 16_000_000
 
 
 def read_windows(model: LoadedModel, file: str | Path) -> tuple[GoldenText, ...]:
-    """Windows of a text file in the model's tokens, evenly spread over it where it has more than 4,096.
+    """Windows of a text file in the model's tokens, evenly spread over it where it has more than 4,096 (256 for a slow runtime).
 
     Raises:
         SourceError: The file can't be read as UTF-8 text, or is too short or too large.
@@ -34,7 +35,8 @@ def read_windows(model: LoadedModel, file: str | Path) -> tuple[GoldenText, ...]
             hint="give a longer text",
         )
     places = range(0, len(tokens) - length + 1, length)
-    wanted = min(MOST_POSITIONS // length, len(places))
+    most = SLOW_POSITIONS if model.provider.is_slow else MOST_POSITIONS
+    wanted = min(max(most // length, 1), len(places))
     chosen = [places[number * len(places) // wanted] for number in range(wanted)]
     return tuple(GoldenText("", (*first, *tokens[place : place + length]), max(len(first), 1)) for place in chosen)
 

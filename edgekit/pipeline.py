@@ -5,29 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from math import lcm
 from pathlib import Path
 from typing import Any
 
 from edgekit.alternatives import too_large_error
-from edgekit.bundle import MANIFEST, RECIPE, TOKENIZER, Bundle, Manifest, Program, hash_file, list_files
+from edgekit.bundle import MANIFEST, RECIPE, TOKENIZER, Bundle, Manifest, hash_file, list_files
 from edgekit.calibration import calibration_texts, text_tokens
 from edgekit.capability import CAPABILITIES
 from edgekit.child import ChildError
 from edgekit.describe import NOT_VERIFIED, describe
 from edgekit.errors import ConversionError, MissingExtraError, PlanError, SourceError
-from edgekit.gate import oversize, verify_program
+from edgekit.format_choice import check_format
+from edgekit.gate import Reference, oversize, verify_programs
 from edgekit.graph import Graph
 from edgekit.lint import linted
 from edgekit.outline import Outline, outline_of
 from edgekit.plan import Plan, make_plan
 from edgekit.progress import ProgressFn
 from edgekit.quant import CacheFormat, scheme_toml
-from edgekit.registry import COMPILERS, CONVERTERS, load_attribute
+from edgekit.registry import COMPILERS, CONVERTERS, check_installed, load_attribute
 from edgekit.search import SEARCHED, Budget, SchemeSearch
 from edgekit.source import Source, open_source
 from edgekit.staging import written_aside
@@ -75,34 +76,37 @@ def convert(
     Raises:
         EdgeKitError: See `edgekit.errors`; then nothing is written.
     """
+    asked = _asked_formats(format)
     opened, device = open_source(source), load_target(target)
-    asked: list[str | None] = [format] if format is None or isinstance(format, str) else [*format] or [None]
     outline, budget = outline_of(opened), _budget(max_size_bytes, max_kl, quant, asked)
     plans = _make_plans(outline, device, asked, quant=SEARCHED if budget else quant, context=context, cache=cache)
-    check = partial(
-        _checked, opened, outline, device, allow_too_large=allow_too_large, allow_low_quality=allow_low_quality
-    )
-    plans = [check(plan) for plan in plans]
-    name = opened.provenance.name.rpartition("/")[2].removesuffix(".gguf")
-    directory = Path(out) if out else Path(f"{name}-{plans[0].target}.edgekit")
+    directory = Path(out) if out else Path(f"{_short_name(opened)}-{plans[0].target}.edgekit")
+    work = _Work(opened, outline, device, verify, allow_low_quality, allow_too_large, on_progress)
+    plans = [work.checked(plan) for plan in plans]
     with written_aside(directory, force=force) as unfinished, _hashing(opened.weight_files) as hashes:
-        (unfinished / TOKENIZER).write_text(opened.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
-        work = _Work(opened, unfinished, (), device.npu, verify, allow_low_quality, on_progress)
-        if budget:
-            search = SchemeSearch(opened, device, plans[0], budget, unfinished, on_progress=on_progress)
-            manifest = _write_searched(replace(work, texts=search.texts), search, check)
-        else:
-            learning = max((plan for plan in plans if plan.needs_texts), key=text_tokens, default=None)
-            if learning:
-                work = replace(work, texts=calibration_texts(opened, learning, unfinished, on_progress=on_progress))
-            manifest = _merged([_write_program(work, plan) for plan in plans])
-        manifest = replace(
-            manifest,
-            provenance=dict(manifest.provenance) | {"weight_files": hashes.result()},
-            files=list_files(unfinished),
-        )
-        _write_json(unfinished / MANIFEST, manifest.to_json())
-    return Bundle(directory, manifest)
+        work = replace(work, directory=unfinished)
+        with Reference(opened, unfinished, context=plans[0].context, on_progress=on_progress) as reference:
+            manifest = _write_searched(work, plans[0], budget, reference) if budget else _write(work, plans, reference)
+        return Bundle(directory, _finished(work, manifest, hashes.result()))
+
+
+def _asked_formats(format: str | Sequence[str] | None) -> list[str | None]:
+    """What was asked for, None for the target's own choice. What lacks for it is said before any work.
+
+    Raises:
+        UnsupportedError, PlanError, MissingExtraError: One is not known, named twice, or its extra is not installed.
+    """
+    names = [] if format is None else [format] if isinstance(format, str) else [*format]
+    if len(set(names)) < len(names):
+        raise PlanError(f"a format is asked for twice: {', '.join(names)}", hint="name each once")
+    for name in names:
+        check_format(name)
+        check_installed(name)
+    return [*names] or [None]
+
+
+def _short_name(source: Source) -> str:
+    return source.provenance.name.rpartition("/")[2].removesuffix(".gguf")
 
 
 def _budget(
@@ -121,26 +125,16 @@ def _budget(
     return Budget(max_size_bytes, max_kl)
 
 
-def _checked(
-    source: Source, outline: Outline, device: Target, plan: Plan, *, allow_too_large: bool, allow_low_quality: bool
-) -> Plan:
-    """The plan, with what the target's rules say of it."""
-    if plan.fits == "no" and not allow_too_large:
-        raise too_large_error(outline, device, plan)
-    too_large = oversize(source, plan)
-    if too_large and not allow_low_quality:
-        raise ConversionError(too_large, hint="use a smaller block size, --quant fp32, or --allow-low-quality")
-    return linted(outline, device, plan)
-
-
 def _make_plans(
     outline: Outline, device: Target, formats: Sequence[str | None], *, context: int | None, **asked: Any
 ) -> list[Plan]:
     """A plan for each format, all with one context: a sequence that one program begins must fit the others."""
-    if len(set(formats)) < len(formats):
-        raise PlanError(f"a format is asked for twice: {', '.join(map(str, formats))}", hint="name each once")
     plans = [make_plan(outline, device, format=name, context=context, **asked) for name in formats]
+    for plan in plans:
+        check_installed(plan.format)
+    step = lcm(*(CAPABILITIES[plan.format].context_multiple for plan in plans))
     shortest = min(plan.context for plan in plans)
+    shortest = shortest // step * step or shortest
     return [
         plan if plan.context == shortest else make_plan(outline, device, format=plan.format, context=shortest, **asked)
         for plan in plans
@@ -149,45 +143,89 @@ def _make_plans(
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What the programs of a bundle are made from and how."""
+    """What the programs of a bundle are made from and how; `directory` is the unfinished bundle, `texts` to calibrate on."""
 
     source: Source
-    directory: Path
-    texts: Sequence[Sequence[int]]
-    npu: Npu | None
+    outline: Outline
+    device: Target
     verify: bool
     allow_low_quality: bool
+    allow_too_large: bool
     on_progress: ProgressFn | None
+    directory: Path = Path()
+    texts: Sequence[Sequence[int]] = ()
+
+    def checked(self, plan: Plan) -> Plan:
+        """The plan, with what the target's rules say of it.
+
+        Raises:
+            PlanError, ConversionError: It does not fit, grows what it should shrink, or breaks a rule.
+        """
+        if plan.fits == "no" and not self.allow_too_large:
+            raise too_large_error(self.outline, self.device, plan)
+        too_large = oversize(self.source, plan)
+        if too_large and not self.allow_low_quality:
+            raise ConversionError(too_large, hint="use a smaller block size, --quant fp32, or --allow-low-quality")
+        return linted(self.outline, self.device, plan)
 
 
-def _write_searched(work: _Work, search: SchemeSearch, check: Callable[[Plan], Plan]) -> Manifest:
+def _write(work: _Work, plans: Sequence[Plan], reference: Reference) -> Manifest:
+    """Write every program, then verify them with one reference: the manifest of the bundle."""
+    learning = max((plan for plan in plans if plan.needs_texts), key=text_tokens, default=None)
+    if learning and not work.texts:
+        texts = calibration_texts(work.source, learning, work.directory, on_progress=work.on_progress)
+        work = replace(work, texts=texts)
+    written = [_write_program(work, plan) for plan in plans]
+    manifest = _merged([describe(work.source, plan, graph) for plan, graph in written])
+    return _verified(work, manifest, [plan for plan, _ in written], reference)
+
+
+def _write_searched(work: _Work, start: Plan, budget: Budget, reference: Reference) -> Manifest:
     """Try schemes until one keeps the budget; its recipe goes into the bundle."""
+    search = SchemeSearch(work.source, work.device, start, budget, work.directory, on_progress=work.on_progress)
+    work = replace(work, texts=search.texts)
     for plan in search.tries():
         shutil.rmtree(work.directory / plan.format, ignore_errors=True)
-        manifest = _write_program(work, check(plan))
+        manifest = _write(work, [work.checked(plan)], reference)
         if search.keeps(manifest.programs[0].quality.get("kl_mean")):
             break
     (work.directory / RECIPE).write_text(scheme_toml(plan.scheme), encoding="utf-8", newline="\n")
     return manifest
 
 
-def _write_program(work: _Work, plan: Plan) -> Manifest:
-    """Write the program of a plan into the unfinished bundle, and verify it; the manifest of a bundle of it alone."""
+def _write_program(work: _Work, plan: Plan) -> tuple[Plan, Graph]:
+    """Write the program of a plan into the unfinished bundle; the plan with what was found out."""
     export = load_attribute(CONVERTERS[plan.format])
     graph: Graph = export(work.source, plan, work.directory, texts=work.texts, on_progress=work.on_progress)
-    if CAPABILITIES[plan.format].quantized_activations and work.npu:
-        graph, missing = _compiled(work.directory, graph, work.npu)
+    if CAPABILITIES[plan.format].quantized_activations and work.device.npu:
+        graph, missing = _compiled(work.directory, graph, work.device.npu)
         plan = replace(plan, notes=(*plan.notes, *missing))
-    manifest = describe(work.source, plan, graph)
-    quality: Mapping[str, Any] = NOT_VERIFIED
+    return plan, graph
+
+
+def _verified(work: _Work, manifest: Manifest, plans: Sequence[Plan], reference: Reference) -> Manifest:
+    """The manifest with the quality cards of its programs, which stand in the order of the plans."""
+    (work.directory / TOKENIZER).write_text(work.source.tokenizer.tokenizer_json, encoding="utf-8", newline="\n")
+    cards: Sequence[Mapping[str, Any]] = [NOT_VERIFIED] * len(plans)
     if work.verify:
-        quality = verify_program(
-            Bundle(work.directory, manifest), work.source, plan,
+        cards = verify_programs(
+            Bundle(work.directory, manifest), plans, reference,
             allow_low_quality=work.allow_low_quality, on_progress=work.on_progress,
         )  # fmt: skip
-    if too_large := oversize(work.source, plan):
-        quality = dict(quality) | {"status": "failed", "reason": too_large}
-    return replace(manifest, programs=(Program(graph, plan.context, quality, plan.runtime),))
+    programs = []
+    for program, plan, card in zip(manifest.programs, plans, cards, strict=True):
+        too_large = oversize(work.source, plan)
+        failed = {"status": "failed", "reason": too_large} if too_large else {}
+        programs.append(replace(program, quality={**card, **failed}))
+    return replace(manifest, programs=tuple(programs))
+
+
+def _finished(work: _Work, manifest: Manifest, weight_files: Mapping[str, str]) -> Manifest:
+    """The manifest with all files, written."""
+    provenance = {**manifest.provenance, "weight_files": weight_files}
+    manifest = replace(manifest, provenance=provenance, files=list_files(work.directory))
+    _write_json(work.directory / MANIFEST, manifest.to_json())
+    return manifest
 
 
 def _compiled(directory: Path, graph: Graph, npu: Npu) -> tuple[Graph, tuple[str, ...]]:

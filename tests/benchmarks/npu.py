@@ -58,13 +58,13 @@ def measure(args: argparse.Namespace, quant: str, reference: Any, goldens: Golde
         out=folder / f"{quant}.edgekit",
     )  # fmt: skip
     with load_attribute(LOADER)(bundle, bundle.program(), provider="qnn", verifying=True) as model:
-        figures, _ = compare(model, reference, goldens)
+        compared, _ = compare(model, reference, goldens)
         text = goldens.texts[0]
         reply, _ = greedy_tokens(model, list(text.tokens[: text.start]), REPLY_TOKENS)
         written = model.tokenizer.decode(list(reply))
         executed = model.provider.executed
     print(f"{quant}: {time.perf_counter() - started:.0f} s in all, which says nothing about a device", file=sys.stderr)
-    return {"quant": quant, "executed": executed} | asdict(figures.rounded()) | part_bytes(bundle) | {"reply": written}
+    return {"quant": quant, "executed": executed} | asdict(compared.figures) | part_bytes(bundle) | {"reply": written}
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ TARGET = ("--target", "raspberry-pi-5")
 PLACES = {
     "a worker": "edgekit.converters.weight_writer._write_rows",
     "the export": "edgekit.converters.to_onnx.emit_decoder",
-    "the verification": "edgekit.gate.make_goldens",
+    "the verification": "edgekit.gate.write_texts",
     "the comparison": "edgekit.gate.compare",
     "the manifest": "edgekit.pipeline._write_json",
 }

@@ -106,7 +106,7 @@ def test_skipped_verification_is_recorded(tiny_model: Any, tmp_path: Path) -> No
 
 
 def test_program_over_its_bound_is_refused(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekit.gate.BOUND_8_BITS", 0.0)
+    monkeypatch.setattr("edgekit.bounds.BOUND_8_BITS", 0.0)
     with pytest.raises(
         edgekit.ConversionError, match=r"over the bound of 0.0; least exact: .*layers\.\d\.\w+ \(8 bits"
     ) as error:
@@ -118,7 +118,7 @@ def test_program_over_its_bound_is_refused(tiny_model: Any, tmp_path: Path, monk
 def test_program_over_its_bound_passes_only_labelled(
     tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgekit.gate.BOUND_8_BITS", 0.0)
+    monkeypatch.setattr("edgekit.bounds.BOUND_8_BITS", 0.0)
     out = tmp_path / "a.edgekit"
     bundle = edgekit.convert(tiny_model("llama"), target=TARGET, quant="int8", out=out, allow_low_quality=True)
     quality = _quality(edgekit.open_bundle(out))

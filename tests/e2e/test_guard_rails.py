@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import edgekit
+from edgekit.bounds import TOP1_BOUND, top1_bound
 from edgekit.divergence import Figures
-from edgekit.gate import TOP1_BOUND, top1_bound
 
 TARGET = "raspberry-pi-5"
 

@@ -84,7 +84,7 @@ def test_saved_truncation_never_cuts_a_prompt(tiny_model: Any, tmp_path: Path) -
 
 
 def test_bound_of_an_unverified_bundle_is_that_of_its_bits(tiny_model: Any, tmp_path: Path) -> None:
-    from edgekit.gate import BOUND_4_BITS_SMALL, BOUND_8_BITS, kl_bound
+    from edgekit.bounds import BOUND_4_BITS_SMALL, BOUND_8_BITS, kl_bound
 
     for quant, bound in (("int4", BOUND_4_BITS_SMALL), ("int8", BOUND_8_BITS)):
         made = edgekit.convert(
