@@ -226,4 +226,5 @@ def _swap_matrix(dim: int, head_dim: int) -> NDArray[np.float32]:
 def _growth(attention: AttentionConfig, context: int) -> NDArray[np.float32]:
     """See `AttentionConfig.query_growth`; float32 [context, 1]."""
     times = np.arange(context) // attention.query_growth_context
-    return (1 + attention.query_growth * np.log1p(times)).astype(np.float32)[:, None]
+    # [:, None] would leave a stride of 0, which ExecuTorch refuses
+    return (1 + attention.query_growth * np.log1p(times)).astype(np.float32).reshape(-1, 1)

@@ -22,23 +22,27 @@ class WeightForms:
         zero_points: Blocks may have zero points of their own.
         offsets: Blocks may have offsets, as a checkpoint's own often do; see `WeightFormat`.
         whole_blocks: Blocks must divide a row, others pad its end.
+        bfloat16_scales: Blocks' scales are positive bfloat16 numbers; see `WeightFormat`.
     """
 
     blocks: Mapping[int, tuple[int, ...]]
     zero_points: bool = True
     offsets: bool = True
     whole_blocks: bool = False
+    bfloat16_scales: bool = False
 
     def takes(self, form: WeightFormat, columns: int) -> bool:
         """True where a weight with rows of so many columns can be stored in this form as it is."""
         plain = (form.symmetric or self.zero_points) and (not form.offset or self.offsets)
+        plain = plain and form.bfloat16_scales == self.bfloat16_scales
         return plain and not form.row_scaled and self._fits(form.bits, form.block_size, columns)
 
     def nearest(self, form: WeightFormat, columns: int) -> WeightFormat:
         """The form nearest to one that is asked for: of as many bits, or the next more, with the largest blocks up to its own."""
         if form.is_float:
             return form
-        wanted = replace(form, symmetric=form.symmetric or not self.zero_points)
+        symmetric = form.symmetric or not self.zero_points
+        wanted = replace(form, symmetric=symmetric, bfloat16_scales=self.bfloat16_scales)
         for bits in sorted(bits for bits in self.blocks if bits >= form.bits):
             sizes = [size for size in self.blocks[bits] if size != ROW and self._fits(bits, size, columns)]
             size = max((size for size in sizes if size <= form.block_size), default=min(sizes, default=ROW))
@@ -121,7 +125,7 @@ CAPABILITIES: Mapping[str, Capability] = {
         caches=(CacheFormat.FLOAT32,),
         matrices=WeightForms(
             {4: tuple(size for size in BLOCK_SIZES if size % 32 == 0), 8: (ROW,)},
-            zero_points=False, offsets=False, whole_blocks=True,
+            zero_points=False, offsets=False, whole_blocks=True, bfloat16_scales=True,
         ),
         embedding=WeightForms({8: (ROW,)}, zero_points=False, offsets=False, whole_blocks=True),
         own_head=True,

@@ -59,6 +59,7 @@ CONVERTERS = {
     "onnx": "edgekit.converters.to_onnx:export",
     "onnx-qdq": "edgekit.converters.to_onnx_qdq:export",
     "coreml": "edgekit.converters.to_coreml:export",
+    "executorch": "edgekit.converters.to_executorch:export",
 }
 BACKENDS = {
     "onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend",

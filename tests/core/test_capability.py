@@ -81,8 +81,8 @@ def test_schemes_keep_their_bits_in_every_format(format: str, quant: str) -> Non
 
 def test_executorch_blocks_are_symmetric_and_divide_rows_with_a_note() -> None:
     plan = plan_for("executorch", quant="int4-block128", target="galaxy-s24")
-    assert plan.weights["layers.0.qkv"].format == WeightFormat(4, 64)
-    assert plan.weights["layers.0.down"].format == WeightFormat(4, 128)
+    assert plan.weights["layers.0.qkv"].format == WeightFormat(4, 64, bfloat16_scales=True)
+    assert plan.weights["layers.0.down"].format == WeightFormat(4, 128, bfloat16_scales=True)
     assert any("4 bits in blocks of 64 without zero points instead of" in note for note in plan.notes)
 
 
@@ -91,7 +91,7 @@ def test_executorch_keeps_a_tied_head_a_second_time() -> None:
     embedding, head = plan.weights["embedding"], plan.weights["head"]
     assert embedding.shape == head.shape
     assert embedding.format == WeightFormat(8, row_scaled=True)
-    assert head.format == WeightFormat(4, 32)
+    assert head.format == WeightFormat(4, 32, bfloat16_scales=True)
     assert plan.memory.weights_by_kind["head"] == head.size_bytes
     assert plan.memory.weights_bytes == sum(weight.size_bytes for weight in plan.weights.values())
     assert plan.memory.unread_bytes > 0, "of the embedding only some rows are read"

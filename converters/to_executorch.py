@@ -1,0 +1,152 @@
+"""ExecuTorch: a .pte for phones and small boards, whose products run in XNNPACK.
+
+Its one method is what ExecuTorch's own LLM runners call, `forward(tokens, start_pos)`, and the methods without inputs say what
+they ask a model for. Weights are whole numbers that the quantizer made; inputs of products are rounded to 8 bits as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from edgekit.config import ModelConfig
+from edgekit.errors import ConversionError
+from edgekit.graph import CacheLayout, Graph
+from edgekit.plan import Plan
+from edgekit.progress import Progress, ProgressFn
+from edgekit.quiet import quieted
+from edgekit.source import Source
+
+from .executorch_lowering import METHOD, lower
+from .executorch_parts import KEY_CACHE, VALUE_CACHE, ExecutorchAttention, ExecutorchParts
+from .stored_weights import stored_weights
+from .torch_decoder import TorchDecoder
+from .torch_weights import DecoderWeights, load_weights
+
+__all__ = ["CHUNK", "ROWS", "export"]
+
+PROGRAM = "executorch/model.pte"
+CHUNK = 512  # most tokens of one call: what lies between operators is planned for as many
+ROWS = 16  # most rows of logits of one call
+TOKENS, START = "tokens", "start_pos"
+
+
+def export(
+    source: Source,
+    plan: Plan,
+    directory: Path,
+    *,
+    texts: Sequence[Sequence[int]] = (),
+    on_progress: ProgressFn | None = None,
+) -> Graph:
+    """Write the program into `directory`/executorch.
+
+    Args:
+        texts: Token ids to calibrate on, where the plan needs them.
+
+    Raises:
+        SourceError: A weight can't be read or is not a finite number.
+        ConversionError: ExecuTorch's tools fail, or the file can't be written.
+    """
+    config = source.config
+    path = directory / PROGRAM
+    path.parent.mkdir(parents=True)
+    stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
+    weights = load_weights(stored, config, ExecutorchParts())
+    try:
+        with quieted(), torch.no_grad():
+            exported = _exported(ExecutorchDecoder(config, weights, plan.context))
+            if on_progress:
+                on_progress(Progress("lower", 1, 2, "steps"))
+            lowered = lower(exported, _metadata(source, plan.context), path)
+    except Exception as error:  # the toolchain's errors share no base class but this
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConversionError(
+            f"ExecuTorch's tools failed: {reason}", hint="-v shows what they say; --format onnx does without them"
+        ) from error
+    if on_progress:
+        on_progress(Progress("lower", 2, 2, "steps"))
+    attention = config.attention
+    return Graph(
+        format="executorch",
+        files=(PROGRAM,),
+        inputs={"tokens": TOKENS, "past_length": START},
+        outputs={"logits": "logits"},
+        cache=CacheLayout(
+            len(config.layers), attention.kv_heads, attention.head_dim, "float32",
+            KEY_CACHE, VALUE_CACHE, KEY_CACHE, VALUE_CACHE,
+        ),
+        vocab_size=config.vocab_size,
+        rope_switch=0,
+        weights=weights.reports,
+        window=config.window,
+        chunk=_chunk(plan.context),
+        operators={METHOD: lowered.operators},
+        delegated=lowered.delegated,
+    )  # fmt: skip
+
+
+class ExecutorchDecoder(nn.Module):
+    """The decoder as ExecuTorch's LLM runners call it: they want one row of logits, EdgeKit may want several.
+
+    How many is told by the number of rows of the tokens, of which only the first is read: runners give one.
+    """
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, context: int) -> None:
+        super().__init__()
+        self.context = context
+        self.decoder = TorchDecoder(config, weights, ExecutorchAttention(config, context), context=context)
+        # With long rotary factors a program has those of its context, whatever the sequence reaches: runners do not say.
+        self.register_buffer("rope_length", torch.tensor([context]), persistent=False)
+
+    def forward(self, tokens: Tensor, start_pos: Tensor) -> Tensor:
+        """Append tokens to the cache.
+
+        Args:
+            tokens: int64 [rows, new]; the first row has the tokens, and `rows` is at most `new`.
+            start_pos: int64 [1]: tokens that are in the cache.
+
+        Returns:
+            Logits of the last `rows` tokens, float32 [1, rows, vocabulary].
+        """
+        rows, new = tokens.shape
+        wanted = torch.arange(new - rows, new)
+        logits: Tensor = self.decoder(tokens[:1], start_pos, self.get_buffer("rope_length"), wanted)
+        return logits
+
+
+def _exported(decoder: ExecutorchDecoder) -> ExportedProgram:
+    # An axis that is 1 in the example would be 1 for good.
+    example = torch.zeros((2, 3), dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    shapes = {0: Dim("rows", min=1, max=ROWS), 1: Dim("new", min=1, max=_chunk(decoder.context))}
+    return torch.export.export(
+        decoder,
+        example,
+        dynamic_shapes={TOKENS: shapes, START: None},
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+
+
+def _chunk(context: int) -> int:
+    return min(CHUNK, context)
+
+
+def _metadata(source: Source, context: int) -> dict[str, Any]:
+    """What ExecuTorch's LLM runners ask a program, by the names of its methods (its extension/llm/runner/constants.h)."""
+    tokenizer, config = source.tokenizer, source.config
+    known: dict[str, Any] = {
+        "get_max_seq_len": _chunk(context),
+        "get_max_context_len": context,
+        "get_vocab_size": config.vocab_size,
+        "get_n_layers": len(config.layers),
+        "get_eos_ids": list(tokenizer.eos_token_ids),
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "enable_dynamic_shape": True,
+    }
+    return known if tokenizer.bos_token_id is None else known | {"get_bos_id": tokenizer.bos_token_id}
