@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgekit.cli.generation_options import GroupedCommand, generation_options
-from edgekit.cli.options import provider_note, provider_option
+from edgekit.cli.options import format_option, provider_note, provider_option
 from edgekit.errors import GenerationError
 from edgekit.session import Message, Session, Stats
 
@@ -20,13 +20,14 @@ _HELP = "A line is a message. /new forgets the conversation, /quit or Ctrl-D end
 
 @click.command("chat", cls=GroupedCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
+@format_option
 @generation_options
 @provider_option
-def command(bundle: Path, provider: str | None, threads: int | None, **options: Any) -> None:
+def command(bundle: Path, format_: str | None, provider: str | None, threads: int | None, **options: Any) -> None:
     """Talk with the model in BUNDLE. The conversation stays in the cache: each turn computes only what is new."""
     from edgekit.loading import load
 
-    with load(bundle, provider=provider, threads=threads) as model:
+    with load(bundle, format=format_, provider=provider, threads=threads) as model:
         provider_note(model)
         if not model.has_chat_template:
             raise GenerationError("this model has no chat template", hint="use `edgekit run` with a plain text")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SizeType",
     "finite",
+    "format_option",
     "json_option",
     "print_json",
     "progress_bars",
@@ -31,6 +32,9 @@ __all__ = [
     "threads_option",
 ]
 
+format_option = click.option(
+    "--format", "format_", metavar="F", help="The program to run; by default the bundle's first."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
 threads_option = click.option(
     "--threads",

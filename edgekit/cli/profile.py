@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from edgekit.cli.options import finite, json_option, print_json, progress_bars, provider_option, threads_option
+from edgekit.cli.options import (
+    finite,
+    format_option,
+    json_option,
+    print_json,
+    progress_bars,
+    provider_option,
+    threads_option,
+)
 from edgekit.errors import EdgeKitError
 
 __all__ = ["command"]
@@ -15,7 +23,7 @@ __all__ = ["command"]
 
 @click.command("profile")
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
-@click.option("--format", "format_", metavar="F", help="The program to run; by default the bundle's first.")
+@format_option
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(1),

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from edgekit.cli.generation_options import GroupedCommand, generation_options, logprobs_option
-from edgekit.cli.options import json_option, print_json, provider_note, provider_option
+from edgekit.cli.options import format_option, json_option, print_json, provider_note, provider_option
 from edgekit.cli.rehearsal import rehearse_command, rehearse_option
 from edgekit.session import Reply
 
@@ -20,7 +20,7 @@ __all__ = ["command"]
 @click.command("run", cls=GroupedCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt")
-@click.option("--format", "format_", metavar="F", help="The program to run; by default the bundle's first.")
+@format_option
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
 @generation_options
 @logprobs_option

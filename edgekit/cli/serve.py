@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from edgekit.cli.options import finite, threads_option
+from edgekit.cli.options import finite, format_option, threads_option
 from edgekit.registry import SERVER, SERVER_SETTINGS, load_attribute
 
 __all__ = ["command"]
@@ -29,6 +29,7 @@ def _key(context: click.Context, parameter: click.Parameter, value: str | None) 
 
 @click.command("serve")
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path))
+@format_option
 @_shown("--host", default="127.0.0.1", help="The address to listen on.")
 @_shown("--port", type=click.IntRange(0, 65535), default=8080, help="0 takes a free one; the URL is printed.")
 @click.option(
@@ -81,6 +82,7 @@ def _key(context: click.Context, parameter: click.Parameter, value: str | None) 
 @threads_option
 def command(
     bundles: tuple[Path, ...],
+    format_: str | None,
     host: str,
     port: int,
     session_cache_bytes: int | None,
@@ -103,6 +105,7 @@ def command(
         load_attribute(SERVER_SETTINGS)(**settings),
         host=host,
         port=port,
+        format=format_,
         threads=threads,
         session_cache_bytes=session_cache_bytes,
         on_ready=on_ready,

@@ -36,6 +36,7 @@ def serve(
     *,
     host: str,
     port: int,
+    format: str | None,
     threads: int | None,
     session_cache_bytes: int | None,
     on_ready: Callable[[str, Sequence[str], bool], None],
@@ -43,6 +44,7 @@ def serve(
     """Serve bundles until SIGINT, which raises KeyboardInterrupt, or SIGTERM, which returns.
 
     Args:
+        format: The program of each bundle; None takes its first.
         threads: For each operator; None leaves it to the runtime.
         session_cache_bytes: For each model; see `edgekit.load`.
         on_ready: Told the base URL, the models' names, and whether only this machine reaches it, once the socket listens.
@@ -53,7 +55,7 @@ def serve(
     """
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
-        models = load_models(bundles, stack, threads=threads, session_cache_bytes=session_cache_bytes)
+        models = load_models(bundles, stack, format=format, threads=threads, session_cache_bytes=session_cache_bytes)
         service = Service(models, settings)
         stack.callback(service.close)
         stack.enter_context(_quiet_end())
@@ -62,7 +64,12 @@ def serve(
 
 
 def load_models(
-    bundles: Sequence[Path], stack: ExitStack, *, threads: int | None, session_cache_bytes: int | None
+    bundles: Sequence[Path],
+    stack: ExitStack,
+    *,
+    format: str | None,
+    threads: int | None,
+    session_cache_bytes: int | None,
 ) -> dict[str, ServedModel]:
     """Load bundles under the names of their directories, without `.edgekit`; `stack` closes them.
 
@@ -74,7 +81,9 @@ def load_models(
         name = bundle.resolve().name.removesuffix(".edgekit")
         if name in models:
             raise BundleError(f"two bundles are called {name}", hint="rename one: clients choose a model by this name")
-        model = stack.enter_context(load(bundle, threads=threads, session_cache_bytes=session_cache_bytes))
+        model = stack.enter_context(
+            load(bundle, format=format, threads=threads, session_cache_bytes=session_cache_bytes)
+        )
         models[name] = ServedModel(name, model, int((bundle / MANIFEST).stat().st_mtime))
     return models
 
