@@ -73,6 +73,7 @@ class PackagedProgram:
             program.add_function(name, self._function(exported, values, new, row_is_chosen=chosen))
         program.default_function_name = DEFAULT_FUNCTION
         program.export_as_multifunction = True
+        self._weights.close()
         write_package(self.package, program, self._weights, metadata)
         return tuple(parts.reported(weights.reports))
 

@@ -134,6 +134,10 @@ class WeightFile:
             self._write(key, self._floats(name, values))
         return self._constants[key].draw()
 
+    def close(self) -> None:
+        """Complete the file: coremltools' writer does that when it goes."""
+        del self._writer
+
     def places(self) -> dict[str, Any]:
         """For MIL's exporter: where each array lies in the file, by its key."""
         return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -150,6 +152,14 @@ def test_the_same_model_gives_the_same_bytes(int4_package: tuple[Path, Graph], t
     assert again == graph
     for name in graph.files:
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_the_weight_file_is_complete_when_the_converter_returns(tiny_model: Any, tmp_path: Path) -> None:
+    _, graph = _converted(tiny_model("llama"), tmp_path / "out", "int8")
+    before = (tmp_path / "out" / graph.files[2]).read_bytes()
+    gc.collect()
+    assert (tmp_path / "out" / graph.files[2]).read_bytes() == before
+    assert int.from_bytes(before[:4], "little") == len(re.findall(re.escape(b"\xef\xbe\xad\xde"), before))
 
 
 def test_functions_share_one_copy_of_each_weight(int4_package: tuple[Path, Graph]) -> None:
