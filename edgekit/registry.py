@@ -56,12 +56,14 @@ ARCHITECTURES = {
 # Multimodal checkpoints whose text part is one of these, and which one where their text_config does not say.
 MULTIMODAL = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 CONVERTERS = {
+    "coreai": "edgekit.converters.to_coreai:export",
     "onnx": "edgekit.converters.to_onnx:export",
     "onnx-qdq": "edgekit.converters.to_onnx_qdq:export",
     "coreml": "edgekit.converters.to_coreml:export",
     "executorch": "edgekit.converters.to_executorch:export",
 }
 BACKENDS = {
+    "coreai": "edgekit.runtimes.backend_coreai:CoreAIBackend",
     "onnx": "edgekit.runtimes.backend_onnxruntime:OnnxRuntimeBackend",
     "onnx-qdq": "edgekit.runtimes.backend_onnx_qdq:QdqBackend",
     "executorch": "edgekit.runtimes.backend_executorch:ExecuTorchBackend",

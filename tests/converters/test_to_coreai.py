@@ -1,0 +1,114 @@
+"""Core AI programs, run by Core AI's own interpreter, against transformers and against the plan's weights as floats."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edgekit.plan import Plan, make_plan
+from edgekit.runtime_options import RuntimeOptions
+from edgekit.source import Source, open_source
+from edgekit.target import load_target
+
+pytest.importorskip("coreai", reason="the extra coreai is not installed")
+
+from edgekit.converters import to_coreai
+from edgekit.converters.stored_weights import stored_weights
+from edgekit.converters.torch_attention import PlainAttention
+from edgekit.converters.torch_decoder import TorchDecoder
+from edgekit.converters.torch_weights import DecoderParts, load_weights
+from edgekit.runtimes.backend_coreai import CoreAIBackend
+
+# Both sides compute in float32 in different orders; logits here are of size 1 to 10.
+LOGITS_TOLERANCE = 1e-4
+# Programs of quantized weights compute in half precision, whose numbers have 11 bits: logits of 6, after three layers.
+HALF_TOLERANCE = 0.15
+TOKENS = np.random.default_rng(1).integers(0, 256, 80)
+PROMPT = 70
+OPTIONS = RuntimeOptions(threads=1)
+
+
+def _plan(source: Source, quant: str) -> Plan:
+    return make_plan(source, load_target("iphone-16"), format="coreai", quant=quant)
+
+
+def _coreai(source: Source, plan: Plan, out: Path) -> CoreAIBackend:
+    graph = to_coreai.export(source, plan, out)
+    return CoreAIBackend(out, graph, context=plan.context, options=OPTIONS)
+
+
+def _logits(backend: Any) -> NDArray[np.float32]:
+    """Of every position: the prompt at once, the rest token by token."""
+    decoder = backend.decoder()
+    pieces = [
+        decoder.forward(TOKENS[start:stop], rows=stop - start, rope_length=len(TOKENS))
+        for start, stop in pairwise([0, *range(PROMPT, len(TOKENS) + 1)])
+    ]
+    return np.concatenate(pieces)
+
+
+def test_logits_equal_transformers(family: Any, tiny_model: Any, reference_logits: Any, tmp_path: Path) -> None:
+    model_type, changes = family
+    directory = tiny_model(model_type, **changes)
+    source = open_source(directory)
+    expected = reference_logits(directory, TOKENS)
+    found = _logits(_coreai(source, _plan(source, "fp32"), tmp_path))
+    np.testing.assert_allclose(found, expected, atol=LOGITS_TOLERANCE, rtol=0)
+
+
+QUANTIZED = [("llama", "int8"), ("qwen2", "int4"), ("gemma3_text", "int4-symmetric"), ("llama", "fp16")]
+
+
+@pytest.mark.parametrize(("model_type", "quant"), QUANTIZED)
+def test_computes_with_the_stored_weights(model_type: str, quant: str, tiny_model: Any, tmp_path: Path) -> None:
+    """What is left beside the same weights as floats in PyTorch is the rounding of half precision."""
+    source = open_source(tiny_model(model_type, tie_word_embeddings=model_type != "qwen2"))
+    plan = _plan(source, quant)
+    expected = _with_floats(source, plan, tmp_path)
+    found = _logits(_coreai(source, plan, tmp_path))
+    assert np.abs(found - expected).max() < HALF_TOLERANCE
+
+
+def _with_floats(source: Source, plan: Plan, place: Path) -> NDArray[np.float32]:
+    """Logits of the plan's weights, as floats, in PyTorch."""
+    weights = load_weights(stored_weights(source, plan, place), source.config, DecoderParts())
+    attention = PlainAttention(source.config, plan.context)
+    decoder = TorchDecoder(source.config, weights, attention, context=plan.context, last_row=False)
+    with torch.no_grad():
+        logits: NDArray[np.float32] = decoder(torch.from_numpy(TOKENS[None]), torch.tensor([0]))[0].numpy()
+    return logits
+
+
+def test_two_builds_are_the_same_bytes(tiny_model: Any, tmp_path: Path) -> None:
+    """In processes of their own: hashes, time zones and what was imported before differ."""
+    builds = []
+    for seed, zone in (("1", "Asia/Tokyo"), ("2", "UTC")):
+        out = tmp_path / seed
+        out.mkdir()
+        command = [sys.executable, "-c", BUILD, str(tiny_model("llama")), str(out)]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed, "TZ": zone}, capture_output=True)
+        builds.append({file.relative_to(out): file.read_bytes() for file in out.rglob("*") if file.is_file()})
+    assert builds[0] == builds[1]
+    assert len(builds[0]) == len(FILES)
+
+
+FILES = ("main.mlirb", "main.hash", "metadata.json")
+BUILD = """
+import sys
+from pathlib import Path
+from edgekit.converters.to_coreai import export
+from edgekit.plan import make_plan
+from edgekit.source import open_source
+from edgekit.target import load_target
+source = open_source(Path(sys.argv[1]))
+export(source, make_plan(source, load_target("iphone-16"), format="coreai", quant="int4"), Path(sys.argv[2]))
+"""
