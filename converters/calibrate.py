@@ -68,7 +68,8 @@ def second_moments(
     context = max(map(len, texts))
     states = [embed_tokens(source.parts["embedding"], np.asarray(text, np.int64), source.config) for text in texts]
     normed = states
-    head = roles & {"embedding", "head"}  # both, where they are tied but stored apart
+    # Both, where they are tied but stored apart; an embedding that is not the head is only looked up.
+    head = roles & ({"embedding", "head"} if config.tied_embeddings else {"head"})
     last = len(config.layers) - 1 if head else max(int(role.split(".")[1]) for role in roles)
     for index in range(last + 1):
         moments, states, normed = _run_layer(source, index, roles, states, context, place)

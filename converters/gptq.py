@@ -24,6 +24,11 @@ __all__ = ["RoundingGuide", "make_guide", "quantize_guided"]
 
 # Of the mean second moment, added to each: keeps directions that no text showed from counting for nothing.
 DAMPING = 0.01
+# What products of different columns lose: those seen on a few thousand tokens are mostly chance in wide matrices. A covariance is
+# shrunk towards its diagonal (Schaefer and Strimmer, Stat. Appl. Genet. Mol. Biol. 4:32, 2005). On SmolLM2-135M, 3,100 tokens: of
+# the down projections (1,536 columns) rounding then changes products with unseen inputs by 0.7 times as much as rounding to
+# nearest does, without by as much (squared); a whole model in 4 bits diverges by 0.196 instead of 0.241. Little depends on it.
+SHRINKAGE = 0.5
 # Of the mean second moment: a block whose columns no text lit up still takes the scale that suits its weights.
 SMALLEST_IMPORTANCE = 1e-6
 # Ranges tried for each block, as parts of its own.
@@ -62,8 +67,8 @@ def make_guide(second_moments: NDArray[np.float64]) -> RoundingGuide:
     order = np.argsort(-diagonal, kind="stable")
     # inverse(damped) = upper^T upper: from the Cholesky factor of the matrix read backwards, without inverting twice
     damped = second_moments[np.ix_(order[::-1], order[::-1])]
-    damped /= mean
-    damped[np.diag_indices(len(damped))] += DAMPING
+    damped *= (1 - SHRINKAGE) / mean
+    damped[np.diag_indices(len(damped))] = diagonal[order[::-1]] / mean + DAMPING
     upper = np.asarray(np.linalg.cholesky(damped), np.float64)[::-1, ::-1]
     del damped
     _invert_upper(upper)

@@ -199,14 +199,14 @@ RECIPES: Mapping[str, QuantScheme] = {
         QuantScheme("int4-symmetric", replace(_INT4, symmetric=True)),
         QuantScheme("int4-symmetric-block64", WeightFormat(4, 64)),
         QuantScheme("int4-symmetric-block128", WeightFormat(4, 128)),
+        # What searches (`--max-size`) spend these bytes on in common, on three copies of a model: `converters/README.md`.
         QuantScheme(
             "int4-mixed",
-            WeightFormat(4, 128),  # the fastest blocks: calibration makes up for their length
-            overrides=(Override(("down",), _INT8, "ends"),),  # the worst outliers
+            WeightFormat(4, 64, symmetric=False),
+            overrides=(Override(("qkv",), _INT4),),
             rounding="gptq",
+            scaling="awq",
         ),
-        # Least error for its bytes where weights lie on no grid; blocks of 64 prefill slower than those of 128.
-        QuantScheme("int4-scaled", WeightFormat(4, 64, symmetric=False), rounding="gptq", scaling="awq"),
     )
 }
 

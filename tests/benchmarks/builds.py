@@ -16,7 +16,7 @@ from convert import edgekit_command, genai_command, require, run, write_gguf
 from peers import Contender, file_bytes
 
 EDGEKIT_SCHEMES = ("int8", "int4-mixed", "int4")
-EDGEKIT_VARIANTS = ("int8-scaled", "int4-scaled")
+EDGEKIT_VARIANTS = ("int8-scaled",)
 GENAI_VARIANTS: Mapping[str, tuple[str, ...]] = {
     "int4, blocks of 64": ("block_size=64",),
     "int4, blocks of 128": ("block_size=128",),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgekit.converters.gptq import DAMPING, make_guide, quantize_guided
+from edgekit.converters.gptq import DAMPING, SHRINKAGE, make_guide, quantize_guided
 from edgekit.converters.quantize import dequantize, quantize
 from edgekit.quant import WeightFormat
 
@@ -41,7 +41,8 @@ def textbook(weights: Floats, scales: Floats, zero_points: Floats, form: WeightF
     """Optimal brain quantization in a fixed order (arXiv:2210.17323, equations 2 and 3)."""
     columns = weights.shape[1]
     order = np.argsort(-moments.diagonal(), kind="stable")
-    damped = moments / moments.diagonal().mean() + DAMPING * np.eye(columns)
+    shrunk = (1 - SHRINKAGE) * moments + SHRINKAGE * np.diag(moments.diagonal())
+    damped = shrunk / moments.diagonal().mean() + DAMPING * np.eye(columns)
     stored = np.empty(weights.shape)
     for row in range(len(weights)):
         weight, left, inverse = weights[row].astype(np.float64), list(order), np.linalg.inv(damped)
@@ -87,6 +88,18 @@ def test_products_change_less_than_by_rounding_to_nearest(form: WeightFormat, co
     guided = dequantize(quantize_guided(weights, form, make_guide(moments)), form, columns)
     nearest = dequantize(quantize(weights, form), form, columns)
     assert loss(weights, guided, moments) < 0.7 * loss(weights, nearest, moments)
+
+
+def test_few_inputs_do_not_make_products_with_others_worse_than_rounding_to_nearest() -> None:
+    # As in a decoder: every column a little like the others, twice as many inputs as columns to learn from.
+    generator, columns, form = np.random.default_rng(9), 256, WeightFormat(4, 64, symmetric=False)
+    common = generator.normal(size=(32, columns)) * 0.1
+    inputs = generator.normal(size=(9000, columns)) + generator.normal(size=(9000, 32)) @ common
+    learnt, unseen = (part.T @ part for part in (inputs[: 2 * columns], inputs[2 * columns :]))
+    weights = generator.normal(size=(64, columns)).astype(np.float32)
+    guided = dequantize(quantize_guided(weights, form, make_guide(learnt)), form, columns)
+    nearest = dequantize(quantize(weights, form), form, columns)
+    assert loss(weights, guided, unseen) < loss(weights, nearest, unseen)  # 0.91 of it; without shrinkage 1.16
 
 
 def test_inputs_that_do_not_correlate_leave_rounding_to_nearest() -> None:
