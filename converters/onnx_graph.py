@@ -6,6 +6,7 @@ takes milliseconds, and weights can be streamed in any order.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -16,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["MICROSOFT", "GraphBuilder", "Region"]
+__all__ = ["MICROSOFT", "GraphBuilder", "Region", "count_operators"]
 
 MICROSOFT = "com.microsoft"
 OPSET, MICROSOFT_OPSET, IR_VERSION = 21, 1, 10
@@ -50,6 +51,11 @@ class Region:
     def part(self, name: str, first_row: int, rows: int) -> Region:
         """Some of its rows."""
         return Region(name, (rows, *self.shape[1:]), self.item_bytes, self.offset + first_row * self.row_bytes)
+
+
+def count_operators(program: onnx.ModelProto) -> dict[str, int]:
+    """How often each operator is in a program, the most frequent first."""
+    return dict(Counter(node.op_type for node in program.graph.node).most_common())
 
 
 @dataclass(slots=True)

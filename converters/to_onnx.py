@@ -13,6 +13,7 @@ from edgekit.progress import ProgressFn
 from edgekit.source import Source
 
 from .onnx_decoder import FIRST_POSITION, INPUTS, OUTPUTS, ROPE_LENGTH, EmittedDecoder, cache_layout, emit_decoder
+from .onnx_graph import count_operators
 from .stored_weights import tuned_source
 from .weight_writer import write_weights
 
@@ -48,8 +49,8 @@ def export(
         folder / WEIGHTS, emitted, config, plan.weights, source.parts,
         rounding=plan.scheme.rounding, guides=guides, cache_scales=ranged, on_progress=on_progress,
     )  # fmt: skip
-    program = emitted.builder.model(config.model_type).SerializeToString(deterministic=True)
-    (folder / PROGRAM).write_bytes(program)
+    program = emitted.builder.model(config.model_type)
+    (folder / PROGRAM).write_bytes(program.SerializeToString(deterministic=True))
     return Graph(
         format="onnx",
         files=(f"onnx/{PROGRAM}", f"onnx/{WEIGHTS}"),
@@ -61,6 +62,7 @@ def export(
         weights=weights,
         window=config.window,
         positions=config.positions(plan.context),
+        operators={"main": count_operators(program)},
     )
 
 

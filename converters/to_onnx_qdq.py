@@ -7,6 +7,7 @@ single token; both multiply with the same weight file. What comes before and aft
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -20,6 +21,7 @@ from edgekit.source import Source
 
 from .layer_weights import LayerWeights
 from .onnx_decoder import FIRST_POSITION, INPUTS, OUTPUTS, ROPE_LENGTH
+from .onnx_graph import count_operators
 from .qdq_ends import PAST_LENGTH, RESIDUAL, emit_ends
 from .qdq_graph import Encoding, QdqCanvas
 from .qdq_layers import PAST_KEY, PAST_VALUE, PRESENT_KEY, PRESENT_VALUE, LayerEmitter, StaticSize
@@ -61,9 +63,10 @@ def export(
     weights = LayerWeights(source)
     encodings = calibrated_encodings(source, texts, weights, directory.parent, on_progress=on_progress)
     chunk = min(CHUNK, plan.context)
+    operators = {}
     for name, new in (("prefill", chunk), ("decode", 1)):
         canvas = _draw_layers(config, plan, encodings, new, weights)
-        _save(canvas.builder.model(f"{config.model_type}_{name}"), folder / f"{name}.onnx")
+        operators[name] = _save(canvas.builder.model(f"{config.model_type}_{name}"), folder / f"{name}.onnx")
     matrices = write_matrices(
         folder / LAYERS, canvas.builder.data_bytes, canvas.matrices, source.parts, weights, on_progress=on_progress
     )
@@ -73,8 +76,16 @@ def export(
     )  # fmt: skip
     rest = write_weights(folder / ENDS, ends.weights, config, plan.weights, source.parts, on_progress=on_progress)
     for name, builder in (("embedding", ends.first), ("head", ends.last)):
-        _save(builder.model(f"{config.model_type}_{name}"), folder / f"{name}.onnx")
-    return _graph(config, plan, chunk, (*rest, *matrices))
+        operators[name] = _save(builder.model(f"{config.model_type}_{name}"), folder / f"{name}.onnx")
+    return replace(
+        _graph(config, plan, chunk, (*rest, *matrices)),
+        operators={name: operators[name] for name in GRAPHS},
+        delegated={"npu": _sum(operators, "prefill", "decode"), "": _sum(operators, "embedding", "head")},
+    )
+
+
+def _sum(operators: Mapping[str, Mapping[str, int]], *graphs: str) -> int:
+    return sum(count for name in graphs for count in operators[name].values())
 
 
 def _draw_layers(
@@ -88,8 +99,10 @@ def _draw_layers(
     return canvas
 
 
-def _save(program: onnx.ModelProto, path: Path) -> None:
+def _save(program: onnx.ModelProto, path: Path) -> dict[str, int]:
+    """Write a graph; how often it has each operator."""
     path.write_bytes(program.SerializeToString(deterministic=True))
+    return count_operators(program)
 
 
 def _graph(config: ModelConfig, plan: Plan, chunk: int, weights: tuple[TensorReport, ...]) -> Graph:

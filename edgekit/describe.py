@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgekit.bundle import Manifest, Program
 from edgekit.graph import Graph, TensorReport
 from edgekit.plan import Plan
+from edgekit.precision import kept_in_floats
 from edgekit.source import Source
 
 __all__ = ["NOT_VERIFIED", "describe", "outlier_note"]
@@ -21,12 +23,19 @@ NOT_VERIFIED: Mapping[str, Any] = {
 }
 OUTLIER = 100.0  # times the root mean square of its tensor; SmolLM2-135M's largest weight is at 51
 _TOOLS = ("edgekit-toolkit", "numpy", "onnx", "onnxruntime", "gguf")
+# Besides, what writes and runs programs of a format; a bundle without one has nothing of them.
+_TOOLS_OF_FORMATS = {
+    "executorch": ("torch", "executorch"),
+    "coreml": ("torch", "coremltools"),
+    "coreai": ("torch", "coreai-core", "coreai-torch", "coreai-opt"),
+}
 
 
 def describe(source: Source, plan: Plan, graph: Graph) -> Manifest:
     """Put source, plan and program into a manifest that has no files and no quality card yet."""
     config, tokenizer, provenance = source.config, source.tokenizer, source.provenance
-    versions = {"python": platform.python_version()} | dict(_installed_versions())
+    graph = replace(graph, kept_in_floats={**kept_in_floats(plan), **graph.kept_in_floats})
+    versions = {"python": platform.python_version()} | dict(_installed_versions(plan.format))
     return Manifest(
         edgekit_version=versions["edgekit-toolkit"],
         model={
@@ -72,8 +81,8 @@ def outlier_note(weights: Iterable[TensorReport]) -> tuple[str, ...]:
     return (f"outlier weights, by their tensor's root mean square: {named}{more}; 8 bits keep more of their blocks",)
 
 
-def _installed_versions() -> Iterator[tuple[str, str]]:
-    for name in _TOOLS:
+def _installed_versions(format: str) -> Iterator[tuple[str, str]]:
+    for name in (*_TOOLS, *_TOOLS_OF_FORMATS.get(format, ())):
         try:
             yield name, importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

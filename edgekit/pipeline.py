@@ -247,8 +247,10 @@ def _merged(manifests: Sequence[Manifest]) -> Manifest:
         return first
     plans = {str(manifest.plan["format"]): manifest.plan for manifest in others}
     notes = [f"{format}: {note}" for format, plan in plans.items() for note in plan["notes"]]
+    tools = {name: version for one in manifests for name, version in one.provenance["tools"].items()}
     return replace(
         first,
+        provenance={**first.provenance, "tools": tools},
         plan={**first.plan, "notes": [*first.plan["notes"], *notes], "other_programs": plans},
         programs=tuple(program for manifest in manifests for program in manifest.programs),
     )

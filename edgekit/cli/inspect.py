@@ -13,13 +13,21 @@ import click
 
 from edgekit.bundle import MANIFEST, Bundle, open_bundle
 from edgekit.cli.options import json_option, print_json, size_text
+from edgekit.cli.verify import phase_lines
 from edgekit.errors import BundleError, EdgeKitError
-from edgekit.graph import TensorReport
+from edgekit.graph import Graph, TensorReport
 from edgekit.plot import Point, scatter
 from edgekit.runtime_options import RuntimeOptions
 from edgekit.source import Source, open_source
 
 __all__ = ["command"]
+
+SHOWN_OPERATORS = 8
+# Formats whose operators are given to compute units where they run.
+DEVICE_DECIDES = {
+    "coreml": "Core ML gives operators to the Neural Engine, GPU or CPU on the device: Xcode's performance report shows which",
+    "coreai": "Core AI gives operators to the Neural Engine, GPU or CPU on the device, when it is specialized there",
+}
 
 
 @click.command("inspect")
@@ -113,11 +121,39 @@ def _bundle_text(bundle: Bundle) -> str:
             f"              {quality.get('reason')}" if quality.get("reason") else "",
             f"              run on {quality.get('executed')}: {quality['provider']}" if quality.get("provider") else "",
             f"              {_runtime_text(program.runtime)}",
+            *(f"              {line}" for line in phase_lines(quality)),
+            *_operator_lines(program.graph),
             *_weights_by_class(program.graph.weights),
+            *_float_lines(program.graph.kept_in_floats),
         ]
     lines += [f"  note        {note}" for note in manifest.plan.get("notes", [])]
     lines += [f"  {size_text(entry['size_bytes']):>9}   {name}" for name, entry in manifest.files.items()]
     return "\n".join(line for line in lines if line)
+
+
+def _operator_lines(graph: Graph) -> list[str]:
+    """What each of a program's functions consists of, and who takes it."""
+    lines = []
+    for name, operators in graph.operators.items():
+        common = sorted(operators.items(), key=lambda item: -item[1])[:SHOWN_OPERATORS]
+        more = f", {len(operators) - len(common)} more kinds" * (len(operators) > len(common))
+        counted = ", ".join(f"{kind} {count:,}" for kind, count in common)
+        lines.append(f"    {name}: {sum(operators.values()):,} operators: {counted}{more}")
+    total = sum(graph.delegated.values())
+    for name, count in graph.delegated.items():
+        share = f"{count:,} of {total:,} operators ({count / max(total, 1):.1%})"
+        lines.append(f"    {share} " + (f"delegated to {name}" if name else "in no delegate"))
+    if graph.format in DEVICE_DECIDES:
+        lines.append(f"    {DEVICE_DECIDES[graph.format]}")
+    return lines
+
+
+def _float_lines(kept: Mapping[str, str]) -> list[str]:
+    """What stays in high precision, by the reason for it."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, reason in kept.items():
+        names[reason].append(name)
+    return [f"    in floats: {', '.join(some)} ({reason})" for reason, some in names.items()]
 
 
 def _runtime_text(options: RuntimeOptions) -> str:
