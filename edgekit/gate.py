@@ -155,7 +155,10 @@ class _Gate:
                 raise ConversionError(
                     f"the {self.plan.format} program does not run: {error.message}", hint=error.hint
                 ) from error
-            return {"executed": model.provider.executed, "provider": model.provider.reason} | card, goldens
+            return {
+                "executed": model.provider.executed,
+                "provider": model.provider.note or model.provider.reason,
+            } | card, goldens
 
     def _compared(self, model: LoadedModel, goldens: Goldens) -> tuple[dict[str, Any], Goldens]:
         plan, format = self.plan, self.plan.format
@@ -246,7 +249,8 @@ class _Measured:
 
 
 def _verify_row(measured: _Measured, program: Program, load: dict[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {"format": program.graph.format} | dict.fromkeys(_ROW_KEYS)
+    graph = program.graph
+    row: dict[str, Any] = {"format": graph.format, "weights_bytes": graph.weights_bytes} | dict.fromkeys(_ROW_KEYS)
     try:
         model: LoadedModel = load_attribute(LOADER)(measured.bundle, program, **load)
     except BundleError as error:

@@ -115,3 +115,8 @@ class Graph:
     operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     delegated: Mapping[str, int] = field(default_factory=dict)
     kept_in_floats: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Stored size of all weights."""
+        return sum(report.size_bytes for report in self.weights)

@@ -10,6 +10,7 @@ import click
 
 from edgekit.bundle import Bundle
 from edgekit.cli.options import SizeType, finite, json_option, print_json, progress_bars, size_text
+from edgekit.cli.quality_text import quality_rows, quality_table
 from edgekit.quant import CacheFormat
 
 __all__ = ["command"]
@@ -118,13 +119,12 @@ def _summary(bundle: Bundle) -> str:
         f"  on {bundle.manifest.target}: {_fit(plan)}",
     ]
     programs = bundle.manifest.programs
-    named = len(programs) > 1
-    return "\n".join(
-        [
-            *lines,
-            *(f"  {program.graph.format + ' ' if named else ''}{_verdict(program.quality)}" for program in programs),
-        ]
-    )
+    if len(programs) == 1:
+        return "\n".join([*lines, f"  {_verdict(programs[0].quality)}"])
+    lines += [f"  {format}: {_fit(other)}" for format, other in plan["other_programs"].items()]
+    rows = quality_rows(programs)
+    reasons = [f"  {row['format']}: {row['reason']}" for row in rows if row.get("reason")]
+    return "\n".join([*lines, *(f"  {line}" for line in quality_table(rows)), *reasons])
 
 
 def _verdict(quality: Mapping[str, Any]) -> str:

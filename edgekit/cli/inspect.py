@@ -13,7 +13,7 @@ import click
 
 from edgekit.bundle import MANIFEST, Bundle, open_bundle
 from edgekit.cli.options import json_option, print_json, size_text
-from edgekit.cli.verify import phase_lines
+from edgekit.cli.quality_text import phase_lines, quality_rows, quality_table
 from edgekit.errors import BundleError, EdgeKitError
 from edgekit.graph import Graph, TensorReport
 from edgekit.plot import Point, scatter
@@ -79,8 +79,9 @@ def _write_plot(path: Path, opened: list[tuple[str, Bundle | Source]]) -> None:
             )
         for program in one.manifest.programs:
             label = f"{Path(name).stem} {program.graph.format}" if len(one.manifest.programs) > 1 else Path(name).stem
-            size_bytes = sum(report.size_bytes for report in program.graph.weights)
-            groups[str(one.manifest.model.get("name"))][label] = _point(name, size_bytes, program.quality)
+            groups[str(one.manifest.model.get("name"))][label] = _point(
+                name, program.graph.weights_bytes, program.quality
+            )
     text = scatter("Size against KL", "weights, MB", "mean KL against full precision, nats", groups)
     try:
         path.write_text(text, encoding="utf-8", newline="\n")
@@ -113,6 +114,8 @@ def _bundle_text(bundle: Bundle) -> str:
         f"  end tokens  {', '.join(map(str, manifest.eos_token_ids)) or 'none'}",
         f"  template    {'yes' if manifest.chat_template else 'none (base model)'}",
     ]
+    if len(manifest.programs) > 1:
+        lines += [f"  {line}" for line in quality_table(quality_rows(manifest.programs))]
     for program in manifest.programs:
         quality = program.quality
         lines += [
@@ -140,7 +143,7 @@ def _operator_lines(graph: Graph) -> list[str]:
         counted = ", ".join(f"{kind} {count:,}" for kind, count in common)
         lines.append(f"    {name}: {sum(operators.values()):,} operators: {counted}{more}")
     total = sum(graph.delegated.values())
-    for name, count in graph.delegated.items():
+    for name, count in sorted(graph.delegated.items(), key=lambda item: -item[1]):
         share = f"{count:,} of {total:,} operators ({count / max(total, 1):.1%})"
         lines.append(f"    {share} " + (f"delegated to {name}" if name else "in no delegate"))
     if graph.format in DEVICE_DECIDES:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgekit.cli.options import json_option, print_json, progress_bars, provider_option, threads_option
+from edgekit.cli.quality_text import phase_lines, quality_table
 from edgekit.cli.rehearsal import rehearse_command, rehearse_option
 
-__all__ = ["command", "phase_lines"]
+__all__ = ["command"]
 
 FAILED = 1
 
@@ -70,6 +70,8 @@ def command(
     else:
         for row in rows:
             click.echo(_line(row))
+        if len(rows) > 1:
+            click.echo("\n".join(["", *quality_table(rows)]))
     return 0 if ok else FAILED
 
 
@@ -88,24 +90,6 @@ def _line(row: dict[str, Any]) -> str:
             f"{own['perplexity_ratio']:.4f} times ({low:.4f} to {high:.4f})"
         )
     return text
-
-
-def phase_lines(values: Mapping[str, Any]) -> list[str]:
-    """What was computed one token at a time, past half of the context, and in common with the reference's own text."""
-    lines = []
-    if decode := values.get("decode"):
-        lines.append(
-            f"one token at a time: mean KL {decode['kl_mean']:.3g} over {decode['positions']} positions "
-            f"({decode['kl_at_once']:.3g} at once)"
-        )
-    if late := values.get("late"):
-        lines.append(
-            f"past half of the context: mean KL {late['kl_mean']:.3g} over {late['positions']} positions from "
-            f"{late['first_position']:,} on"
-        )
-    if values.get("reference_match_tokens") is not None:
-        lines.append(f"greedy tokens as the reference's: {values['reference_match_tokens']}")
-    return lines
 
 
 def _figures(values: dict[str, Any]) -> str:

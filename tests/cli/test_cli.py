@@ -26,6 +26,7 @@ STATS = {
 }
 VERIFY_ROW = {
     "format",
+    "weights_bytes",
     "executed",
     "positions",
     "kl_mean",
