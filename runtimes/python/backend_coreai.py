@@ -39,6 +39,7 @@ class CoreAIBackend:
         BundleError: The program is not taken, or is not what the manifest describes.
     """
 
+    end_tokens = None  # of the bundle, which this format does not name
     runtime = (
         Runtime("coreai")
         if USES_SYSTEM
