@@ -6,6 +6,7 @@ static, as the Neural Engine wants them; a chunk that is not full is padded at i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ class PackagedProgram:
     """A Core ML package that is being written.
 
     Attributes:
+        operators: Of each function, how often it has each operator; known once it is written.
         switches: The functions have the input `rope_length`: the rotation depends on how long the sequence gets.
     """
 
@@ -57,6 +59,7 @@ class PackagedProgram:
         self.package, self.config, self.context, self.chunk = package, config, context, chunk
         self.float_type: type[np.floating[Any]] = np.float16 if halves else np.float32
         self.switches = 0 < config.longrope_switch < context
+        self.operators: dict[str, dict[str, int]] = {}
         self._weights = WeightFile(package / WEIGHTS, self.float_type)
 
     def write(self, stored: Iterable[StoredWeight], metadata: Mapping[str, str]) -> tuple[TensorReport, ...]:
@@ -74,6 +77,7 @@ class PackagedProgram:
         program.default_function_name = DEFAULT_FUNCTION
         program.export_as_multifunction = True
         self._weights.close()
+        self.operators = {name: _counted(function) for name, function in program.functions.items()}
         write_package(self.package, program, self._weights, metadata)
         return tuple(parts.reported(weights.reports))
 
@@ -170,6 +174,12 @@ class WholeRmsNorm(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         """Norm the last axis."""
         return functional.rms_norm(value, self.weight.shape, self.weight, self.eps)
+
+
+def _counted(function: Function) -> dict[str, int]:
+    counts = Counter(operation.op_type for operation in function.operations)
+    del counts["const"]
+    return dict(sorted(counts.items()))
 
 
 def _stored_values(exported: ExportedProgram, decoder: nn.Module) -> dict[str, StoredProduct | StoredArray]:

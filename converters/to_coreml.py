@@ -69,6 +69,7 @@ def export(
         rope_switch=config.longrope_switch if package.switches else 0,
         weights=reports,
         chunk=chunk,
+        operators=package.operators,
     )
 
 

@@ -167,6 +167,8 @@ def test_functions_share_one_copy_of_each_weight(int4_package: tuple[Path, Graph
     weights_bytes = (out / graph.files[2]).stat().st_size
     stored_bytes = sum(report.size_bytes for report in graph.weights)
     functions = _specification(out).mlProgram.functions
+    # Four products in each of three layers, and the head.
+    assert {name: counts["linear"] for name, counts in graph.operators.items()} == dict.fromkeys(functions, 13)
     blobs = {name: _blobs(function) for name, function in functions.items()}
     assert blobs["prefill"] >= blobs["decode"]
     # Rotary tables, doubled norms and masks besides, and each blob starts at a multiple of 64 bytes.
