@@ -20,6 +20,7 @@ from torch.fx import Node
 from edgekit.quiet import quieted
 
 with quieted():
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, CosConfig, GeluConfig, SinConfig
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.backend.backend_details import CompileSpec
@@ -33,6 +34,8 @@ __all__ = ["DELEGATE", "METHOD", "Lowered", "lower"]
 
 DELEGATE = "xnnpack"
 METHOD = "forward"
+# XNNPACK's sines are made for small angles, and its GELU is the exact one whichever is asked for.
+_INEXACT = (CosConfig, SinConfig, GeluConfig)
 # Operators that write to what they are given, as functions.
 _FUNCTIONALIZED = (auto_functionalized, auto_functionalized_v2)
 # Makes the delegate run the pass that linear products need, and no other.
@@ -61,17 +64,20 @@ class StagePartitioner(XnnpackPartitioner):  # type: ignore[misc]  # it has no t
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__([config for config in ALL_PARTITIONER_CONFIGS if config not in _INEXACT])
         self.delegation_spec = DelegationSpec("XnnpackBackend", [_PRODUCTS_ONLY])
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tag each node that XNNPACK takes with its piece."""
         matched = self.get_matched_nodes_from_configs(exported_program)
         taken = {node for group in matched for node in group if node.op == "call_function"}
+        stages = _stages(exported_program, taken)
+        computing = {stage for node, stage in stages.items() if "view_copy" not in str(node.target)}
         tags: dict[str, DelegationSpec] = {}
-        for node, stage in _stages(exported_program, taken).items():
-            tag = node.meta["delegation_tag"] = f"stage{stage}"
-            tags[tag] = self.delegation_spec
+        for node, stage in stages.items():
+            if stage in computing:  # a piece that only looks at a value in another shape would be a call for nothing
+                tag = node.meta["delegation_tag"] = f"stage{stage}"
+                tags[tag] = self.delegation_spec
         tag_constant_data(exported_program)
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
 

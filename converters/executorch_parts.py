@@ -1,15 +1,13 @@
-"""The PyTorch decoder's products, norms and attention in the operators that ExecuTorch computes fast.
+"""The PyTorch decoder's products, norms and lookups in the operators that XNNPACK takes.
 
-XNNPACK takes products, norms, rotations and the feed-forward; two operators of ExecuTorch's LLM extension keep the cache and
-attend. XNNPACK takes no reductions over the last axis and no slices of a dynamic shape: a mean of squares is a product with a
-constant row.
+It takes no reductions over the last axis and no slices of a dynamic shape: a mean of squares is a product with a constant row.
 """
 
 from __future__ import annotations
 
 import math
 from importlib import import_module
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,29 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgekit.config import Activation, ModelConfig
+from edgekit.config import Activation
 from edgekit.errors import ConversionError
 from edgekit.quiet import quieted
 
 from .quantize import QuantizedRows
 from .stored_weights import StoredMatrix
-from .torch_attention import CachedAttention, softcapped
 from .torch_weights import DecoderParts
 
 with quieted():  # each registers operators
     for module in (
-        "executorch.extension.llm.custom_ops.custom_ops",
         "executorch.kernels.quantized",
         "torchao.quantization.quant_primitives",
     ):
         import_module(module)
 
-__all__ = ["KEY_CACHE", "VALUE_CACHE", "ExecutorchAttention", "ExecutorchParts"]
+__all__ = ["ExecutorchParts"]
 
-KEY_CACHE, VALUE_CACHE = "decoder.attention.keys_{}", "decoder.attention.values_{}"
-# What a masked score is: less than any other by far, and finite, since attention runs over blocks of keys and a block with
-# nothing but infinities has no largest score.
-MASKED = -1e9
 # x * sigmoid(x * (GELU_LINEAR + GELU_CUBIC x^2)) is GELU's tanh form (arXiv:1606.08415): tanh(y) = 2 sigmoid(2y) - 1.
 GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
 GELU_CUBIC = GELU_LINEAR * 0.044715
@@ -197,63 +189,3 @@ class TanhGelu(nn.Module):
         """Element by element."""
         slope = value * value * self.get_buffer("cubic") + self.get_buffer("linear")
         return value * torch.sigmoid(value * slope)
-
-
-class ExecutorchAttention(CachedAttention):
-    """The LLM extension's operators: one writes into the cache, one attends, without a copy of keys for each query head.
-
-    Scores that are softly capped are computed in plain operators.
-    """
-
-    heads_axis = 2
-
-    def __init__(self, config: ModelConfig, context: int) -> None:
-        super().__init__(config, context)
-        shape = (1, context, self.config.kv_heads, self.config.head_dim)
-        for index in range(len(config.layers)):
-            self.register_buffer(f"keys_{index}", torch.zeros(shape), persistent=False)
-            self.register_buffer(f"values_{index}", torch.zeros(shape), persistent=False)
-        self.register_buffer("places", torch.arange(context), persistent=False)
-
-    def begin(self, start: Tensor, positions: Tensor) -> tuple[int, dict[int, Tensor]]:
-        """The cache's length, and for each window a mask float32 [new, context] to add to the scores."""
-        first, new = cast("int", start.item()), positions.shape[0]
-        for known in (first >= 0, first + new <= self.context):
-            torch._check(known)  # type: ignore[no-untyped-call]
-        masked = {window for window in self.windows if window or self.config.softcap}
-        newest, places = positions.unsqueeze(1), self.get_buffer("places").unsqueeze(0)
-        return first, {window: _mask(newest, places, window) for window in masked}
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, place: tuple[int, dict[int, Tensor]]
-    ) -> Tensor:
-        """See the base."""
-        first, masks = place
-        keys, values = self.get_buffer(f"keys_{layer}"), self.get_buffer(f"values_{layer}")
-        torch.ops.llama.update_cache(key, keys, first)
-        torch.ops.llama.update_cache(value, values, first)
-        mask = masks.get(self.windows[layer])
-        if self.config.softcap and mask is not None:
-            return self._capped(query, keys, values, mask)
-        attended: Any = torch.ops.llama.custom_sdpa(
-            query, keys, values, first, mask, 0.0, mask is None, self.config.scale
-        )
-        return cast("Tensor", attended)
-
-    def _capped(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Attention whose scores are softly capped; heads that share a key are rows of one product."""
-        kv_heads, head_dim = self.config.kv_heads, self.config.head_dim
-        group = self.config.heads // kv_heads
-        grouped = query.view(-1, kv_heads, group, head_dim).permute(1, 2, 0, 3).reshape(kv_heads, -1, head_dim)
-        scores = softcapped(grouped @ keys[0].permute(1, 2, 0) * self.config.scale, self.config.softcap)
-        shares = (scores.view(kv_heads, group, -1, self.context) + mask).softmax(-1).view(kv_heads, -1, self.context)
-        attended = (shares @ values[0].permute(1, 0, 2)).view(kv_heads, group, -1, head_dim)
-        return attended.permute(2, 0, 1, 3).reshape(1, -1, self.config.heads, head_dim)
-
-
-def _mask(newest: Tensor, places: Tensor, window: int) -> Tensor:
-    """What is added to the scores, float32 [new, places]: a token sees itself and what is before it, in its window."""
-    visible = places <= newest
-    if window:
-        visible = visible & (places > newest - window)
-    return torch.where(visible, 0.0, MASKED)

@@ -22,8 +22,9 @@ from edgekit.progress import Progress, ProgressFn
 from edgekit.quiet import quieted
 from edgekit.source import Source
 
+from .executorch_attention import KEY_CACHE, VALUE_CACHE, ComputedPositions, ExecutorchAttention
 from .executorch_lowering import METHOD, lower
-from .executorch_parts import KEY_CACHE, VALUE_CACHE, ExecutorchAttention, ExecutorchParts
+from .executorch_parts import ExecutorchParts
 from .stored_weights import stored_weights
 from .torch_decoder import TorchDecoder
 from .torch_weights import DecoderWeights, load_weights
@@ -33,7 +34,7 @@ __all__ = ["CHUNK", "ROWS", "export"]
 PROGRAM = "executorch/model.pte"
 CHUNK = 512  # most tokens of one call: what lies between operators is planned for as many
 ROWS = 16  # most rows of logits of one call
-TOKENS, START = "tokens", "start_pos"
+TOKENS, START, ROPE_LENGTH = "tokens", "start_pos", "rope_length"
 
 
 def export(
@@ -56,11 +57,12 @@ def export(
     config = source.config
     path = directory / PROGRAM
     path.parent.mkdir(parents=True)
+    inputs = _inputs(config, plan.context)
     stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
     weights = load_weights(stored, config, ExecutorchParts())
     try:
         with quieted(), torch.no_grad():
-            exported = _exported(ExecutorchDecoder(config, weights, plan.context))
+            exported = _exported(ExecutorchDecoder(config, weights, plan.context), tuple(inputs.values()))
             if on_progress:
                 on_progress(Progress("lower", 1, 2, "steps"))
             lowered = lower(exported, _metadata(source, plan.context), path)
@@ -75,14 +77,14 @@ def export(
     return Graph(
         format="executorch",
         files=(PROGRAM,),
-        inputs={"tokens": TOKENS, "past_length": START},
+        inputs=inputs,
         outputs={"logits": "logits"},
         cache=CacheLayout(
             len(config.layers), attention.kv_heads, attention.head_dim, "float32",
             KEY_CACHE, VALUE_CACHE, KEY_CACHE, VALUE_CACHE,
         ),
         vocab_size=config.vocab_size,
-        rope_switch=0,
+        rope_switch=config.longrope_switch if "rope_length" in inputs else 0,
         weights=weights.reports,
         window=config.window,
         chunk=_chunk(plan.context),
@@ -101,33 +103,39 @@ class ExecutorchDecoder(nn.Module):
         super().__init__()
         self.context = context
         self.decoder = TorchDecoder(config, weights, ExecutorchAttention(config, context), context=context)
-        # With long rotary factors a program has those of its context, whatever the sequence reaches: runners do not say.
-        self.register_buffer("rope_length", torch.tensor([context]), persistent=False)
+        self.decoder.positions = ComputedPositions(config, context, self.decoder.positions)
 
-    def forward(self, tokens: Tensor, start_pos: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, start_pos: Tensor, rope_length: Tensor | None = None) -> Tensor:
         """Append tokens to the cache.
 
         Args:
             tokens: int64 [rows, new]; the first row has the tokens, and `rows` is at most `new`.
             start_pos: int64 [1]: tokens that are in the cache.
+            rope_length: int64 [1]: see `TorchDecoder`. Only programs whose context is longer than the rotary switch have it,
+                and runners that do not know of it can't call those.
 
         Returns:
             Logits of the last `rows` tokens, float32 [1, rows, vocabulary].
         """
         rows, new = tokens.shape
         wanted = torch.arange(new - rows, new)
-        logits: Tensor = self.decoder(tokens[:1], start_pos, self.get_buffer("rope_length"), wanted)
+        logits: Tensor = self.decoder(tokens[:1], start_pos, rope_length, wanted)
         return logits
 
 
-def _exported(decoder: ExecutorchDecoder) -> ExportedProgram:
+def _inputs(config: ModelConfig, context: int) -> dict[str, str]:
+    """The method's inputs by meaning, in its order."""
+    inputs = {"tokens": TOKENS, "past_length": START}
+    return inputs | {"rope_length": ROPE_LENGTH} if 0 < config.longrope_switch < context else inputs
+
+
+def _exported(decoder: ExecutorchDecoder, inputs: tuple[str, ...]) -> ExportedProgram:
     # An axis that is 1 in the example would be 1 for good.
-    example = torch.zeros((2, 3), dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    shapes = {0: Dim("rows", min=1, max=ROWS), 1: Dim("new", min=1, max=_chunk(decoder.context))}
+    sizes = {0: Dim("rows", min=1, max=ROWS), 1: Dim("new", min=1, max=_chunk(decoder.context))}
     return torch.export.export(
         decoder,
-        example,
-        dynamic_shapes={TOKENS: shapes, START: None},
+        tuple(torch.zeros((2, 3) if name == TOKENS else 1, dtype=torch.int64) for name in inputs),
+        dynamic_shapes={name: sizes if name == TOKENS else None for name in inputs},
         prefer_deferred_runtime_asserts_over_guards=True,
     )
 

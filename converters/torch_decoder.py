@@ -74,7 +74,7 @@ class TorchDecoder(nn.Module):
         self.config = config
         self.last_row = last_row
         self.embedding = weights.embedding
-        self.positions = Positions(config, context, dtype, attention.heads_axis)
+        self.positions: nn.Module = Positions(config, context, dtype, attention.heads_axis)
         self.attention = attention
         self.layers = nn.ModuleList(
             DecoderLayer(config, index, layer, weights) for index, layer in enumerate(config.layers)

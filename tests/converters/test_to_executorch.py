@@ -49,7 +49,8 @@ def _logits(graph: Graph, out: Path, tokens: NDArray[np.int64]) -> Iterator[tupl
     start = 0
     for new, rows in CALLS:
         piece = torch.from_numpy(tokens[start : start + new]).expand(rows, new).contiguous()
-        found = method.execute([piece, torch.tensor([start])])[0]
+        rest = [torch.tensor([TOKENS])] if "rope_length" in graph.inputs else []
+        found = method.execute([piece, torch.tensor([start]), *rest])[0]
         start += new
         yield start - rows, found[0].clone().numpy()
 
