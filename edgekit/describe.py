@@ -27,7 +27,7 @@ _TOOLS = ("edgekit-toolkit", "numpy", "onnx", "onnxruntime", "gguf")
 _TOOLS_OF_FORMATS = {
     "executorch": ("torch", "executorch"),
     "coreml": ("torch", "coremltools"),
-    "coreai": ("torch", "coreai-core", "coreai-torch", "coreai-opt"),
+    "coreai": ("torch", "coreai-core", "coreai-torch"),
 }
 
 

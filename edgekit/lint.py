@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import TypeAlias
 
-from edgekit.config import RopeConfig
 from edgekit.errors import PlanError
+from edgekit.lint_subject import NPU_FORMATS, Finding, Severity, Subject
 from edgekit.outline import Outline
 from edgekit.plan import Plan
-from edgekit.target import Npu, Target
+from edgekit.target import Target
 from edgekit.weight_plan import with_own_head
 
 __all__ = ["RULES", "Finding", "lint", "linted"]
-
-Severity: TypeAlias = Literal["error", "warning"]
 
 # A protobuf message, and so a tensor inside an ONNX file, ends at 2 GiB (protobuf.dev, size limits).
 PROTOBUF_BYTES = 2**31 - 1
@@ -44,59 +42,10 @@ LEAST_SYSTEMS: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("onnx-qdq", "Android"): (7,),
     ("onnx-qdq", "Windows"): (11,),  # what Copilot+ PCs start with
 }
-NPU_FORMATS = frozenset({"onnx-qdq", "coreml", "coreai"})
 # From here on the head, not the layers, is what decode waits for, and what a coarser format of the layers can't help.
 HEAD_SHARE = 0.4
 # The part of a row that may be padding before it is worth a word.
 PADDED_SHARE = 1 / 8
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a rule found: one line that says what is wrong, and one that says what to do."""
-
-    rule: str
-    severity: Severity
-    message: str
-    hint: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As `plan --json` has it."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """All that a rule may look at."""
-
-    outline: Outline
-    target: Target
-    plan: Plan
-
-    @property
-    def npu(self) -> Npu | None:
-        """The NPU that the program is made for."""
-        npu = self.target.npu
-        if self.plan.format not in NPU_FORMATS or (self.plan.format == "onnx-qdq" and npu and not npu.provider):
-            return None
-        return npu
-
-    @property
-    def npu_name(self) -> str:
-        """For messages."""
-        kind = self.npu.kind if self.npu else ""
-        return {"hexagon": "the Hexagon NPU", "neural-engine": "the Neural Engine"}.get(kind, f"the NPU ({kind})")
-
-    @property
-    def npu_severity(self) -> Severity:
-        """An error where nothing else runs the program, a warning where the system runs it on other units by itself."""
-        return "error" if self.plan.format == "onnx-qdq" else "warning"
-
-    @property
-    def rope(self) -> RopeConfig | None:
-        """The rotation that reaches farthest back: of the layers with full attention, if there are such."""
-        layers = sorted(self.outline.config.layers, key=lambda layer: layer.window) if self.outline.config else []
-        return next((layer.rope for layer in layers if layer.rope), None)
 
 
 Rule: TypeAlias = Callable[[Subject], Iterator[Finding]]
@@ -343,6 +292,19 @@ def _protobuf_limit(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def _stock_runner(subject: Subject) -> Iterator[Finding]:
+    """ExecuTorch's own runners give a program tokens and their place, nothing else."""
+    config = subject.outline.config
+    switch = config.longrope_switch if config else 0
+    if subject.plan.format == "executorch" and 0 < switch < subject.plan.context:
+        yield Finding(
+            "stock-runner",
+            "warning",
+            f"over {switch:,} tokens the rotation depends on a sequence's length, which ExecuTorch's own runners do not tell",
+            f"use --context {switch} for them; EdgeKit's runtime tells it",
+        )
+
+
 def _head_share(subject: Subject) -> Iterator[Finding]:
     """A small model with a large vocabulary spends its time on the head."""
     weights = subject.plan.weights
@@ -390,6 +352,7 @@ RULES: tuple[Rule, ...] = (
     _minimum_os,
     _package_size,
     _protobuf_limit,
+    _stock_runner,
     _head_share,
     _block_padding,
 )

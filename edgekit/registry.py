@@ -106,7 +106,7 @@ FORMAT_EXTRAS = {
     "executorch": ({"torch": "torch", "executorch": "executorch"}, "Linux, macOS on arm64, Windows on x86-64"),
     "coreml": ({"torch": "torch", "coremltools": "coremltools"}, "macOS, Linux on x86-64"),
     "coreai": (
-        {"torch": "torch", "coreai": "coreai-core", "coreai_torch": "coreai-torch", "coreai_opt": "coreai-opt"},
+        {"torch": "torch", "coreai": "coreai-core", "coreai_torch": "coreai-torch"},
         "macOS on arm64, Linux on x86-64",
     ),
 }

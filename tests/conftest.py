@@ -157,8 +157,9 @@ FAMILIES = (
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with the argument `architecture` or `family` runs with each of those: (model type, changes of its config)."""
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     for argument, names in (("architecture", tuple(ARCHITECTURES)), ("family", FAMILIES)):
-        if argument in metafunc.fixturenames:
+        if argument in metafunc.fixturenames and argument not in own:
             metafunc.parametrize(argument, [ARCHITECTURES[name] for name in names], ids=names)
 
 

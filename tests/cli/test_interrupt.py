@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -51,9 +52,9 @@ def test_interrupted_turn_goes_on_with_the_chat(cli: Any, tiny_bundle: Path, mon
 
 
 @contextmanager
-def _started(source: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
+def _started(source: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """A conversion in a process of its own, that has begun to write."""
-    command = [sys.executable, "-m", "edgekit", "convert", str(source), *TARGET, "--out", str(out)]
+    command = [sys.executable, "-m", "edgekit", "convert", str(source), *TARGET, *options, "--out", str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + 60
@@ -85,3 +86,25 @@ def test_killed_conversion_leaves_no_bundle(sample_gguf: Path, tmp_path: Path, c
     assert not out.exists()
     assert cli("convert", tiny_model("llama"), *TARGET, "--out", out).code == 0
     assert list(tmp_path.iterdir()) == [out]  # and what the killed one left is gone
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+@pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_conversion_ended_in_its_second_format_leaves_no_bundle(
+    name: str, tiny_model: Any, tmp_path: Path, cli: Any
+) -> None:
+    """PyTorch is at work by then, whose streams are quieted."""
+    out, source = tmp_path / "a.edgekit", tiny_model("llama")
+    with _started(source, out, "--format", "onnx", "--format", "executorch", "--quant", "int8") as process:
+        time.sleep(1.0)
+        process.send_signal(getattr(signal, name))
+        printed, err = process.communicate(timeout=60)
+    assert not printed
+    if name == "SIGINT":
+        assert (process.returncode, err.strip().splitlines()[-1:]) == (130, ["interrupted"])
+        assert not list(tmp_path.iterdir())
+    assert not out.exists()
+    assert cli("convert", source, *TARGET, "--out", out).code == 0
+    assert list(tmp_path.iterdir()) == [out]

@@ -37,6 +37,11 @@ def outline(*, rope: RopeConfig | None = None, window: int = 0, **changes: Any) 
     return Outline("model", anatomy_of(config), config)
 
 
+LONG = RopeConfig(
+    1e4, 64, "longrope", original_context=4096, short_factors=(1.0,) * 32, long_factors=(2.0,) * 32
+)  # fmt: skip
+
+
 def found(
     model: Outline, target: Target, *, quant: str = "int8", program: str = "onnx", context: int | None = None
 ) -> dict[str, Finding]:
@@ -155,6 +160,11 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any], dict[str, Any]]] = {
         {"model": outline(), "target": with_packaging(IPHONE, minimum_os="iOS 26.4"), "program": "coreai"},
         {"model": outline(), "target": IPHONE, "program": "coreai"},
     ),
+    "ExecuTorch's own runners": (
+        "stock-runner", "warning", "over 4,096 tokens the rotation depends on a sequence's length", "--context 4096",
+        {"model": outline(rope=LONG), "target": PIXEL, "program": "executorch", "context": 8192},
+        {"model": outline(rope=LONG), "target": PIXEL, "program": "executorch", "context": 4096},
+    ),
     "asset pack": (
         "asset-limit", "warning", "one asset (a pack or a file) holds up to 1.5 GB on pixel-9-pro", "over several",
         {"model": outline(**BIG), "target": PIXEL, "quant": "int4"}, {"model": outline(), "target": PIXEL, "quant": "int4"},
@@ -239,9 +249,9 @@ def test_errors_come_first() -> None:
     assert severities == ["error", "warning"]
 
 
-@pytest.mark.parametrize("architecture", ["", "v", "x73", "73.5"])
-def test_hexagon_of_unknown_version_is_not_taken_for_a_new_one(architecture: str) -> None:
-    target = with_npu(SNAPDRAGON, architecture=architecture)
+@pytest.mark.parametrize("version", ["", "v", "x73", "73.5"])
+def test_hexagon_of_unknown_version_is_not_taken_for_a_new_one(version: str) -> None:
+    target = with_npu(SNAPDRAGON, architecture=version)
     assert "minimum-soc" in found(outline(), target, program="onnx-qdq")
 
 
