@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.bounds import failure, kl_bound, top1_bound
 from edgekit.bundle import GOLDENS, Bundle, Program, open_bundle
 from edgekit.companion import FORMAT, companion
+from edgekit.diagnosis import diagnose
 from edgekit.errors import BundleError, ConversionError, GenerationError, SourceError
 from edgekit.goldens import Goldens, read_goldens, with_greedy, write_texts
 from edgekit.graph import Graph
@@ -45,6 +46,7 @@ _ROW_KEYS = (
     "text",
     "reason",
 )
+_RIGHT_SOURCE = "give the checkpoint that the bundle was converted from"
 _FLOAT_BYTES = {"F64": 8, "F32": 4}  # all else, quantized checkpoints too, came from 16 bits
 
 
@@ -142,7 +144,9 @@ class _Gate:
         try:
             model: LoadedModel = load_attribute(LOADER)(self.unfinished, self.program, verifying=True)
         except BundleError as error:
-            if self.plan.scheme.activation_bits == 16:
+            if (
+                self.plan.scheme.activation_bits == 16 and self.plan.format == FORMAT
+            ):  # no processor's kernels take halves
                 reason = f"no provider here runs it: {error.message}"
                 return {"status": "not-executed", "executed": None, "reason": reason}, goldens
             raise ConversionError(
@@ -176,9 +180,10 @@ class _Gate:
             matched = reference_match(reference, goldens, format)
         except (BundleError, ConversionError, OSError) as error:  # no room for the reference, as a rule
             return _not_compared(f"the reference could not be run: {error}"), goldens
-        return self._judged(comparison) | {"reference_match_tokens": matched}, goldens
+        card = self._judged(comparison, lambda bound: _symptoms(model, self.reference, goldens, bound))
+        return card | {"reference_match_tokens": matched}, goldens
 
-    def _judged(self, comparison: Comparison) -> dict[str, Any]:
+    def _judged(self, comparison: Comparison, symptoms: Callable[[float], str]) -> dict[str, Any]:
         graph, figures = self.program.graph, comparison.figures
         bound = kl_bound(graph, self.reference.source.parameters)
         card = comparison.to_json() | {"reference": "float32 program of the same source", "kl_bound": bound}
@@ -186,7 +191,15 @@ class _Gate:
         failed = failure(comparison, bound)
         if failed is None:
             return card | {"status": "ok", "reason": None}
-        return card | {"status": "failed", "reason": f"{failed}; least exact: {_least_exact(graph)}"}
+        reasons = (failed, symptoms(bound), f"least exact: {_least_exact(graph)}")
+        return card | {"status": "failed", "reason": "; ".join(filter(None, reasons))}
+
+
+def _symptoms(model: LoadedModel, reference: Reference, goldens: Goldens, bound: float) -> str:
+    """What a program that failed is likely to have wrong."""
+    longest = max((text.tokens for text in goldens.texts), key=len)
+    windows = {layer.window for layer in reference.source.config.layers}
+    return diagnose(model, reference.model(), longest, bound=bound, windows=windows)
 
 
 def _not_compared(reason: str) -> dict[str, Any]:
@@ -278,8 +291,12 @@ def _verified(measured: _Measured, program: Program, model: LoadedModel) -> dict
         return found | {"status": "failed", "reason": "greedy tokens differ from those the bundle was verified with"}
     if comparison is None:
         return found | {"status": "ok", "reason": program.quality.get("reason")}
-    failed = failure(comparison, kl_bound(program.graph, bundle.manifest.model.get("parameters") or 0))
-    return found | {"status": "failed" if failed else "ok", "reason": failed}
+    bound = kl_bound(program.graph, bundle.manifest.model.get("parameters") or 0)
+    failed = failure(comparison, bound)
+    if failed is None:
+        return found | {"status": "ok", "reason": None}
+    symptoms = _symptoms(model, measured.reference, goldens, bound) if measured.reference else ""
+    return found | {"status": "failed", "reason": "; ".join(filter(None, (failed, symptoms)))}
 
 
 def _new_goldens(measured: _Measured, model: LoadedModel, format: str) -> Goldens:
@@ -317,8 +334,11 @@ def _check_same_model(source: Source | None, bundle: Bundle, program: Program) -
         raise SourceError(
             f"the reference is a {config.model_type} with {config.vocab_size:,} tokens, the bundle a {theirs[0]} with "
             f"{theirs[1]:,}",
-            hint="give the checkpoint that the bundle was converted from",
+            hint=_RIGHT_SOURCE,
         )
+    ends, own = (sorted(tokens) for tokens in (source.tokenizer.eos_token_ids, bundle.manifest.eos_token_ids))
+    if ends != own:
+        raise SourceError(f"the reference has the end tokens {ends}, the bundle {own}", hint=_RIGHT_SOURCE)
 
 
 def _least_exact(graph: Graph) -> str:

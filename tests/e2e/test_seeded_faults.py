@@ -1,0 +1,276 @@
+"""Seeded faults: each is planted into a program, and the gate or `verify` must catch it and name it.
+
+The converter is given a source, or parts, that are wrong in one point; the reference that the gate compares with is not. A
+program of the same model without a fault passes: so it is the fault that is caught.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import edgekit
+from edgekit.bundle import open_bundle
+from edgekit.converters import weight_rows
+from edgekit.converters.quantize import QuantizedRows
+from edgekit.diagnosis import CACHE, ROTATION, WEIGHTS, WINDOW
+from edgekit.errors import BundleError, ConversionError, SourceError
+from edgekit.gate import verify_bundle
+from edgekit.registry import CONVERTERS, load_attribute
+from edgekit.source import Source, Tensor
+
+SLIDING = 24  # tokens: the texts that are compared are longer
+MODEL = ("mistral", {"num_hidden_layers": 2, "sliding_window": SLIDING})
+RIGHT_END, WRONG_END = 257, 5
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Format:
+    """Where a format's programs are converted for, and with which scheme."""
+
+    target: str
+    quant: str
+
+
+FORMATS = {
+    "onnx": Format("linux-x86-64", "int8"),
+    "executorch": Format("linux-x86-64", "fp32"),
+    "coreml": Format("iphone-16", "fp16"),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a program, and what it is called.
+
+    Attributes:
+        named: What the diagnosis says.
+        source: Makes the source that the converter is given.
+        patch: Changes the converter while it runs.
+        written: Changes what it has written.
+    """
+
+    named: str
+    source: Callable[[Source], Source] = lambda source: source
+    patch: Callable[[Patch], None] = lambda patch: None
+    written: Callable[[Path], None] = lambda directory: None
+
+
+def _wrong_rope_base(source: Source) -> Source:
+    """All layers rotate with another base."""
+    layers = tuple(
+        replace(layer, rope=layer.rope and replace(layer.rope, theta=layer.rope.theta / 20))
+        for layer in source.config.layers
+    )
+    return replace(source, config=replace(source.config, layers=layers))
+
+
+def _short_window(source: Source) -> Source:
+    """All layers see one token less."""
+    layers = tuple(replace(layer, window=layer.window - 1) for layer in source.config.layers)
+    return replace(source, config=replace(source.config, layers=layers))
+
+
+def _swapped_keys_and_values(source: Source) -> Source:
+    """The first layer takes its values for keys."""
+    query, key, value = source.parts["layers.0.qkv"]
+    return replace(source, parts={**source.parts, "layers.0.qkv": (query, value, key)})
+
+
+def _transposed_weight(source: Source) -> Source:
+    """The first layer's output projection, which is square, lies on its side."""
+    (tensor,) = source.parts["layers.0.output"]
+    return replace(source, parts={**source.parts, "layers.0.output": (_Transposed(tensor),)})
+
+
+class _Transposed:
+    """A square tensor, its rows taken for columns."""
+
+    def __init__(self, base: Tensor) -> None:
+        self._base = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._base, name)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Any:
+        return np.ascontiguousarray(self._base.read().T[start:stop])
+
+
+def _mis_scaled_blocks(patch: Patch) -> None:
+    """The scales of the first block in each row of one matrix are three times too large."""
+    read_chunk = weight_rows.read_chunk
+
+    def read_wrong(chunk: Any, *arguments: Any, **options: Any) -> Any:
+        rows, figures = read_chunk(chunk, *arguments, **options)
+        if chunk.role == "layers.0.down" and isinstance(rows, QuantizedRows):
+            rows.scales[:, 0] *= 3
+        return rows, figures
+
+    for module in ("weight_writer", "stored_weights"):
+        patch.setattr(f"edgekit.converters.{module}.read_chunk", read_wrong)
+
+
+def _overwritten_cache(patch: Patch) -> None:
+    """The second layer of the PyTorch decoder attends over the first one's cache, and leaves its own keys and values there."""
+    from edgekit.converters.torch_decoder import DecoderLayer
+
+    attend = DecoderLayer.attend
+
+    def attend_wrong(self: Any, hidden: Any, shared: Any, attention: Any) -> Any:
+        overwriting: Any = _Overwriting(attention)
+        return attend(self, hidden, shared, overwriting)
+
+    patch.setattr(DecoderLayer, "attend", attend_wrong)
+
+
+class _Overwriting:
+    """Attention whose layers all use the first one's cache as well as their own."""
+
+    def __init__(self, base: Any) -> None:
+        self._base = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._base, name)
+
+    def attend(self, layer: int, *arguments: Any) -> Any:
+        own = self._base.attend(layer, *arguments)
+        return self._base.attend(0, *arguments) if layer else own
+
+
+def _crossed_caches(directory: Path) -> None:
+    """Each layer of an ONNX program reads the keys and values that the other one kept."""
+    path = directory / "onnx" / "model.onnx"
+    if not path.is_file():
+        return
+    program = onnx.load(path, load_external_data=False)
+    for node in program.graph.node:
+        for place, value in enumerate(node.input):
+            if value.startswith(("past_key.", "past_value.")):
+                name, _, layer = value.partition(".")
+                node.input[place] = f"{name}.{1 - int(layer)}"
+    path.write_bytes(program.SerializeToString())
+
+
+FAULTS = {
+    "a wrong rope base": Fault(ROTATION, source=_wrong_rope_base),
+    "swapped keys and values": Fault(WEIGHTS, source=_swapped_keys_and_values),
+    "an off-by-one mask": Fault(WINDOW.format(window=SLIDING), source=_short_window),
+    "a mis-scaled block": Fault(WEIGHTS, patch=_mis_scaled_blocks),
+    "a transposed weight": Fault(WEIGHTS, source=_transposed_weight),
+    "a stale cache": Fault(CACHE, patch=_overwritten_cache, written=_crossed_caches),
+}
+
+
+def _convert(model: Path, format: str, out: Path, fault: Fault, patch: Patch, *, quant: str = "") -> Any:
+    """Convert with a fault in the program alone: the gate's reference is converted without."""
+    chosen = FORMATS[format]
+
+    def load(path: str) -> Any:
+        found = load_attribute(path)
+        if path != CONVERTERS[format]:
+            return found
+
+        def export(source: Source, plan: Any, directory: Path, **options: Any) -> Any:
+            with patch.context() as during:
+                fault.patch(during)
+                graph = found(fault.source(source), plan, directory, **options)
+            fault.written(directory)
+            return graph
+
+        return export
+
+    with patch.context() as planted:
+        planted.setattr("edgekit.pipeline.load_attribute", load)
+        if format == "executorch":  # that loading crashes nothing is tried in a process of its own, which takes seconds
+            planted.setattr("edgekit.runtimes.backend_executorch.try_out", lambda path: None)
+        return edgekit.convert(
+            model, target=chosen.target, format=format, quant=quant or chosen.quant, context=192, out=out
+        )
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_gate_catches_and_names(
+    format: str, name: str, tiny_model: Any, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    model, fault = tiny_model(MODEL[0], **MODEL[1]), FAULTS[name]
+    quant = "int8" if name == "a mis-scaled block" else ""
+    with pytest.raises(ConversionError) as caught:
+        _convert(model, format, tmp_path / "a.edgekit", fault, monkeypatch, quant=quant)
+    assert fault.named in caught.value.message
+    assert not list(tmp_path.iterdir()), "nothing half-written is left"
+
+
+@pytest.fixture(scope="module")
+def sound_bundle(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`sound_bundle(format)`: the same model without a fault, which the gate lets pass; made once."""
+    made: dict[str, Path] = {}
+
+    def make(format: str) -> Path:
+        if format not in made:
+            out = tmp_path_factory.mktemp(format) / "sound.edgekit"
+            with pytest.MonkeyPatch.context() as patch:
+                bundle = _convert(tiny_model(MODEL[0], **MODEL[1]), format, out, Fault(""), patch)
+            assert bundle.manifest.programs[0].quality["status"] == "ok"
+            made[format] = out
+        return made[format]
+
+    return make
+
+
+def _copied(bundle: Path, place: Path) -> Path:
+    return Path(shutil.copytree(bundle, place / "copy.edgekit"))
+
+
+def _change_manifest(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = bundle / "edgekit.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_truncated_file_of_a_bundle_is_named(format: str, sound_bundle: Any, tmp_path: Path) -> None:
+    for file in open_bundle(sound_bundle(format)).program(format).graph.files:
+        bundle = _copied(sound_bundle(format), tmp_path / file.replace("/", "-"))
+        os.truncate(bundle / file, (bundle / file).stat().st_size // 2)
+        with pytest.raises(BundleError) as caught:
+            verify_bundle(bundle)
+        assert file in caught.value.message
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_program_that_was_written_truncated_does_not_pass(
+    format: str, tiny_model: Any, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    truncated = []
+
+    def truncate(directory: Path) -> None:
+        files = [path for path in (directory / format).rglob("*") if path.is_file()]
+        largest = max(files, key=lambda path: path.stat().st_size)
+        os.truncate(largest, largest.stat().st_size // 2)
+        truncated.append(largest.name)
+
+    with pytest.raises(ConversionError, match=r"does not (load|run)") as caught:
+        _convert(tiny_model(MODEL[0], **MODEL[1]), format, tmp_path / "a", Fault("", written=truncate), monkeypatch)
+    assert truncated[0].removesuffix(".data") in caught.value.message
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_wrong_end_token_of_a_bundle_is_named(
+    format: str, sound_bundle: Any, tiny_model: Any, tmp_path: Path
+) -> None:
+    bundle = _copied(sound_bundle(format), tmp_path)
+    _change_manifest(bundle, lambda manifest: manifest["tokenizer"].update(eos_token_ids=[WRONG_END]))
+    with pytest.raises(SourceError, match=rf"end tokens \[{RIGHT_END}\], the bundle \[{WRONG_END}\]"):
+        verify_bundle(bundle, reference=tiny_model(MODEL[0], **MODEL[1]))
