@@ -130,13 +130,13 @@ class ExecuTorchMethod:
             self._holder = None
 
     def compute(self, tokens: NDArray[np.int64], start: int, rows: int, rope_length: int) -> NDArray[np.float32]:
-        """One forward of tokens that follow `start` others; logits [rows, vocabulary]."""
+        """One forward of tokens that follow `start` others; logits [rows, vocabulary] in the method's memory."""
         set_threads(self._threads)
         ids = np.zeros((rows, len(tokens)), np.int64)
         ids[0] = tokens
         more = [torch.tensor([rope_length])] if "rope_length" in self.graph.inputs else []
         try:
-            found = self._forward([torch.from_numpy(ids), torch.tensor([start]), *more])
+            found = self._forward([torch.from_numpy(ids), torch.tensor([start]), *more], clone_outputs=False)
         except Exception as error:  # the bindings raise RuntimeError, and what C++ threw
             raise GenerationError(f"ExecuTorch failed: {str(error).strip().splitlines()[0]}") from error
         logits: NDArray[np.float32] = found[0][0].numpy()
@@ -189,6 +189,7 @@ class ExecuTorchDecoder:
         self._length = 0
         self._saved: list[NDArray[np.generic]] = []
         self._saved_length = 0  # how much of the copy is as in the buffers
+        self._row = np.empty((1, method.graph.vocab_size), np.float32)
 
     @property
     def length(self) -> int:
@@ -213,18 +214,17 @@ class ExecuTorchDecoder:
             raise ValueError(f"{self._length + len(tokens)} tokens in a context of {method.context}")
         if tokens.min() < 0 or tokens.max() >= method.graph.vocab_size:  # ExecuTorch would end the process
             raise ValueError(f"tokens outside of a vocabulary of {method.graph.vocab_size}")
-        logits = []
+        logits = self._row if rows == 1 else np.empty((rows, method.graph.vocab_size), np.float32)
         with method.lock:
             method.hold(self)
-            start = self._length
+            done = filled = 0
             for new, wanted in _parts(len(tokens), rows, method.most_tokens, method.most_rows):
-                done = start - self._length
-                found = method.compute(tokens[done : done + new], start, wanted or 1, rope_length)
-                if wanted:
-                    logits.append(found)
-                start += new
-            self._length = start
-        return np.concatenate(logits)
+                part = tokens[done : done + new]
+                found = method.compute(part, self._length + done, wanted or 1, rope_length)
+                logits[filled : filled + wanted] = found[:wanted]  # others may compute before these are read
+                done, filled = done + new, filled + wanted
+            self._length += done
+        return logits
 
     def rewind(self, length: int) -> None:
         """See `Decoder.rewind`: what lies beyond is overwritten."""
