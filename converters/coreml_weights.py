@@ -1,8 +1,9 @@
 """Weights of a Core ML package: our own whole numbers and scales as MIL's compressed constants, written once, as they come.
 
-A block of whole numbers becomes `constexpr_blockwise_shift_scale` (scale * (value - offset), iOS 18); two bits, which that has
-no type for, are looked up first (`constexpr_lut_to_dense`). Nothing is quantized here, and the file is streamed: the program
-that is drawn later only points into it, so memory does not grow with the model, and functions share one copy.
+A block of whole numbers becomes `constexpr_blockwise_shift_scale` (scale * (value - offset), iOS 18), a palette
+`constexpr_lut_to_dense`; two bits in blocks, which the former has no type for, are looked up first. Nothing is quantized here,
+and the file is streamed: the program that is drawn later only points into it, so memory does not grow with the model, and
+functions share one copy.
 """
 
 from __future__ import annotations
@@ -33,9 +34,8 @@ IOS_18 = (
 )
 # A block whose offset is this many steps away is flat: its steps, far below half precision's, are dropped.
 MOST_STEPS = 1 << 14
-_UNSIGNED = {
-    bits: types.nptype_from_builtin(kind) for bits, kind in ((2, types.uint2), (4, types.uint4), (8, types.uint8))
-}
+_UNSIGNED_TYPES = {2: types.uint2, 4: types.uint4, 6: types.uint6, 8: types.uint8}
+_UNSIGNED = {bits: types.nptype_from_builtin(kind) for bits, kind in _UNSIGNED_TYPES.items()}
 _SIGNED = {bits: types.nptype_from_builtin(kind) for bits, kind in ((4, types.int4), (8, types.int8))}
 Array = NDArray[Any]
 
@@ -87,10 +87,11 @@ class _Matrix:
     def draw(self, name: str) -> Any:
         """The matrix in the function that is being drawn."""
         values = self.values.draw()
+        if self.table:
+            last = name if self.scales is None else f"{name}_looked_up"
+            values = Builder.constexpr_lut_to_dense(indices=values, lut=self.table.draw(), name=last)
         if self.scales is None:
             return values
-        if self.table:
-            values = Builder.constexpr_lut_to_dense(indices=values, lut=self.table.draw(), name=f"{name}_looked_up")
         offsets = self.offsets.draw() if self.offsets else None
         return Builder.constexpr_blockwise_shift_scale(data=values, scale=self.scales.draw(), offset=offsets, name=name)
 
@@ -156,6 +157,12 @@ class WeightFile:
         if not isinstance(rows, QuantizedRows):
             return _Matrix(self._write(f"{name}_values", self._floats(stored.role, rows)))
         count, columns = stored.plan.shape
+        if rows.tables is not None:
+            table = self._floats(stored.role, rows.tables)[
+                :, None, :, None
+            ]  # [groups of rows, 1 of columns, values, 1]
+            values = rows.values.reshape(count, columns).astype(_UNSIGNED[bits])
+            return _Matrix(self._write(f"{name}_values", values), table=self._write(f"{name}_table", table))
         if rows.values[0].size != columns:
             raise ConversionError(
                 f"{stored.role}: blocks of {rows.values.shape[-1]} do not divide its rows of {columns}, as Core ML needs",

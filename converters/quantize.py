@@ -18,6 +18,7 @@ from edgekit.quant import Rounding, WeightFormat
 from edgekit.source import StoredBlocks
 
 from .hqq import fit_hqq
+from .palettes import fit_palettes
 from .row_scales import quantize_rows
 
 __all__ = ["QuantizedRows", "carry_over", "dequantize", "fit_blocks", "quantize"]
@@ -43,6 +44,8 @@ class QuantizedRows:
         squared_error: Sum over all weights of (weight - stored weight)^2.
         squared_weight: Sum over all weights of weight^2.
         offsets: float32 [rows, blocks], added to each weight of a block; None for formats without.
+        tables: float32 [tables, 2^bits], each of equally many rows: what values stand for in palettes, whose scales
+            are 1; None for other formats.
     """
 
     values: Bytes
@@ -51,6 +54,7 @@ class QuantizedRows:
     squared_error: float
     squared_weight: float
     offsets: Floats | None = None
+    tables: Floats | None = None
 
 
 def quantize(weights: Floats, form: WeightFormat, *, rounding: Rounding = "nearest") -> QuantizedRows:
@@ -64,6 +68,8 @@ def quantize(weights: Floats, form: WeightFormat, *, rounding: Rounding = "neare
     """
     if form.row_scaled:
         return _quantize_row_scaled(weights, form)
+    if form.palette:
+        return _in_palettes(weights, form)
     rows, columns = weights.shape
     blocks = -(-columns // form.block_size)
     if columns % form.block_size:
@@ -112,6 +118,9 @@ def carry_over(stored: StoredBlocks) -> QuantizedRows:
 
 def dequantize(rows: QuantizedRows, form: WeightFormat, columns: int) -> Floats:
     """The weights that stored rows stand for, float32 [rows, columns]."""
+    if rows.tables is not None:
+        shared = rows.values.reshape(len(rows.tables), -1)
+        return np.take_along_axis(rows.tables, shared, axis=1).reshape(len(rows.values), columns)
     if rows.zero_points is None:
         zero_points = np.full(rows.scales.shape, 1 << (form.bits - 1), np.float32)
     else:
@@ -148,6 +157,17 @@ def fit_blocks(
         for whole, values in zip((scales, zero_points), found, strict=True):
             whole[start : start + step] = values.reshape(len(part), blocks)
     return scales, zero_points
+
+
+def _in_palettes(weights: Floats, form: WeightFormat) -> QuantizedRows:
+    """Each weight as the nearest of its rows' table."""
+    values, tables = fit_palettes(weights.reshape(len(weights) // form.block_size, -1), 1 << form.bits)
+    found = np.take_along_axis(tables, values, axis=1).reshape(weights.shape)
+    error = found - weights
+    ones = np.ones((len(weights), 1), np.float32)
+    shaped = values.reshape(len(weights), 1, -1)
+    squares = float(np.vdot(error, error)), float(np.vdot(weights, weights))
+    return QuantizedRows(shaped, ones, None, *squares, tables=tables)
 
 
 def _quantize_tile(

@@ -208,6 +208,7 @@ def _joined(chunks: Sequence[StoredRows]) -> StoredRows:
         sum(rows.squared_error for rows in blocks),
         sum(rows.squared_weight for rows in blocks),
         _joined_where_there([rows.offsets for rows in blocks]),
+        _joined_where_there([rows.tables for rows in blocks]),
     )
 
 

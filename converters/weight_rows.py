@@ -78,11 +78,12 @@ class ChunkFigures:
 def chunks_of(role: str, plan: WeightPlan, tensors: tuple[Tensor, ...]) -> Iterator[Chunk]:
     """All rows of a role's weight, those of each matrix in order."""
     for matrix, parts in enumerate(tensors_by_matrix(plan, tensors)):
+        together = plan.matrices[matrix].format.block_size if plan.matrices[matrix].format.palette else 1
         first_row = 0
         for tensor in parts:
             rows = tensor.shape[0]
             columns = int(np.prod(tensor.shape[1:], dtype=np.int64))
-            step = max(CHUNK_ELEMENTS // columns, 1)
+            step = max(CHUNK_ELEMENTS // columns // together, 1) * together
             for start in range(0, rows, step):
                 yield Chunk(role, matrix, tensor, start, min(start + step, rows), first_row + start)
             first_row += rows

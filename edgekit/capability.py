@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from edgekit.quant import BLOCK_SIZES, CacheFormat, QuantScheme, WeightFormat
+from edgekit.quant import BLOCK_SIZES, PALETTE_BITS, CacheFormat, QuantScheme, WeightFormat
 
 __all__ = ["CAPABILITIES", "Capability", "WeightForms"]
 
@@ -23,6 +23,7 @@ class WeightForms:
         offsets: Blocks may have offsets, as a checkpoint's own often do; see `WeightFormat`.
         whole_blocks: Blocks must divide a row, others pad its end.
         bfloat16_scales: Blocks' scales are positive bfloat16 numbers; see `WeightFormat`.
+        palettes: Bits of palettes.
     """
 
     blocks: Mapping[int, tuple[int, ...]]
@@ -30,16 +31,19 @@ class WeightForms:
     offsets: bool = True
     whole_blocks: bool = False
     bfloat16_scales: bool = False
+    palettes: tuple[int, ...] = ()
 
     def takes(self, form: WeightFormat, columns: int) -> bool:
         """True where a weight with rows of so many columns can be stored in this form as it is."""
+        if form.palette:
+            return form.bits in self.palettes
         plain = (form.symmetric or self.zero_points) and (not form.offset or self.offsets)
         plain = plain and form.bfloat16_scales == self.bfloat16_scales
         return plain and not form.row_scaled and self._fits(form.bits, form.block_size, columns)
 
     def nearest(self, form: WeightFormat, columns: int) -> WeightFormat:
         """The form nearest to one that is asked for: of as many bits, or the next more, with the largest blocks up to its own."""
-        if form.is_float:
+        if form.is_float or form.palette:
             return form
         symmetric = form.symmetric or not self.zero_points
         wanted = replace(form, symmetric=symmetric, bfloat16_scales=self.bfloat16_scales)
@@ -97,7 +101,9 @@ class Capability:
             return "can't carry a checkpoint's blocks over"
         if scheme.activation_bits == 16 and not self.halves:
             return "is not computed in half precision"
-        widths = {form.bits for form in scheme.forms if not form.is_float}
+        if {form.bits for form in scheme.forms if form.palette} - set(self.matrices.palettes):
+            return "stores no palettes"
+        widths = {form.bits for form in scheme.forms if not form.is_float and not form.palette}
         if widths - set(self.matrices.blocks):
             missing, known = min(widths - set(self.matrices.blocks)), sorted(self.matrices.blocks)
             return f"stores no weights of {missing} bits, but of {', '.join(map(str, known))}"
@@ -106,6 +112,7 @@ class Capability:
 
 _ANY_BLOCKS = {2: BLOCK_SIZES, 4: BLOCK_SIZES, 8: BLOCK_SIZES}
 _DIVIDING = WeightForms(_ANY_BLOCKS, whole_blocks=True)
+_DIVIDING_OR_PALETTES = replace(_DIVIDING, palettes=PALETTE_BITS)
 
 CAPABILITIES: Mapping[str, Capability] = {
     "onnx": Capability(
@@ -135,8 +142,8 @@ CAPABILITIES: Mapping[str, Capability] = {
     ),
     "coreml": Capability(
         caches=(CacheFormat.FLOAT16,),
-        matrices=_DIVIDING,
-        embedding=_DIVIDING,
+        matrices=_DIVIDING_OR_PALETTES,
+        embedding=_DIVIDING_OR_PALETTES,
         computes_in_halves=True,
         int8_activations="never",
         context_multiple=32,

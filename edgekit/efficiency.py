@@ -88,7 +88,7 @@ EFFICIENCY: Mapping[str, Efficiency] = {
     ),
     # Not measured: neither runs on a device here, and what runs them here says nothing of speed.
     "coreml": Efficiency(
-        weight_bandwidth={2: 0.4, 4: 0.4, 8: 0.4, 16: 0.4, 32: 0.4},
+        weight_bandwidth={2: 0.4, 4: 0.4, 6: 0.4, 8: 0.4, 16: 0.4, 32: 0.4},
         cache_bandwidth=0.4,
         layer_s=0.0,
         attention_compute=0.11,

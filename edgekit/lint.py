@@ -167,7 +167,7 @@ def _npu_dtypes(subject: Subject) -> Iterator[Finding]:
     npu = subject.npu
     if npu is None or subject.plan.format not in NPU_FORMATS:
         return
-    kinds = {2: "int2", 4: "int4", 8: "int8", 16: "fp16", 32: "fp32"}
+    kinds = {2: "int2", 4: "int4", 6: "int8", 8: "int8", 16: "fp16", 32: "fp32"}
     matrices = {
         name for name, weight in subject.outline.anatomy.weights.items() if weight.role
     }  # others stay in floats

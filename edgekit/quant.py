@@ -7,6 +7,7 @@ A scheme is one of the named recipes, or a TOML file:
     bits = 4                # 2, 4 or 8 (16 and 32: floats)
     block_size = 64         # weights that share a scale: 16, 32, 64, 128 or 256
     symmetric = false       # true: a fixed zero point in the middle
+    palette = false         # true: each weight is one of 2^bits values of a table (2, 4 or 6 bits) that block_size rows share
 
     scaling = "awq"         # "none" (default); "awq": channels that matter are made large, and the weights before them small
     layer_count = 30        # of the model that the numbers of layers below are of; asked for with them
@@ -30,6 +31,7 @@ from typing import Any, Literal, TypeAlias
 from edgekit.errors import PlanError, UnsupportedError
 
 __all__ = [
+    "PALETTES",
     "RECIPES",
     "CacheFormat",
     "LayerSelection",
@@ -46,6 +48,7 @@ Rounding: TypeAlias = Literal["nearest", "hqq", "gptq"]
 Scaling: TypeAlias = Literal["none", "awq"]
 ROLES = ("embedding", "head", "qkv", "output", "gate_up", "down")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+BLOCK_BITS, PALETTE_BITS = (2, 4, 8), (2, 4, 6)
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "hqq", "gptq")
 SCALINGS: tuple[Scaling, ...] = ("none", "awq")
 EDGE_FRACTION = 8  # an edge is this fraction of the layers, at either end
@@ -79,6 +82,8 @@ class WeightFormat:
     `row_scaled` is what NPUs take: symmetric, with one float32 scale for each row, which in formats with blocks each block
     multiplies by a whole number of its own, up to 15; without (block size 0) a row is one block.
 
+    A `palette` is a table of 2^bits float16 values, of which each weight is one: `block_size` rows share it.
+
     `bfloat16_scales`, of symmetric formats, are what XNNPACK's kernels read: each over zero and a bfloat16.
     """
 
@@ -88,13 +93,15 @@ class WeightFormat:
     row_scaled: bool = False
     offset: bool = False
     bfloat16_scales: bool = False
+    palette: bool = False
 
     def __post_init__(self) -> None:
         if self.bits in {16, 32}:
             if self.block_size:
                 raise PlanError(f"{self.bits} bits are floats and have no block size")
-        elif self.bits not in {2, 4, 8}:
-            raise PlanError(f"{self.bits} bits are not handled", hint="use 2, 4, 8, 16 or 32")
+        elif self.bits not in (PALETTE_BITS if self.palette else BLOCK_BITS):
+            hint = "palettes have 2, 4 or 6 bits" if self.palette else "use 2, 4, 8, 16 or 32"
+            raise PlanError(f"{self.bits} bits are not handled", hint=hint)
         elif self.block_size not in BLOCK_SIZES and not (self.row_scaled and not self.block_size):
             raise PlanError(f"block size {self.block_size} is not handled", hint=f"use one of {BLOCK_SIZES}")
 
@@ -107,6 +114,8 @@ class WeightFormat:
         """Stored size of a weight with its scales and zero points."""
         if self.is_float:
             return rows * columns * self.bits // 8
+        if self.palette:
+            return rows * columns * self.bits // 8 + -(-rows // self.block_size) * 2 * (1 << self.bits)
         if self.row_scaled:
             return rows * (columns * self.bits // 8 + 4 + (columns // self.block_size if self.block_size else 0))
         blocks = -(-columns // self.block_size)
@@ -209,6 +218,11 @@ RECIPES: Mapping[str, QuantScheme] = {
         ),
     )
 }
+# For formats whose programs look weights up.
+PALETTES: Mapping[str, QuantScheme] = {
+    "palette4": QuantScheme("palette4", WeightFormat(4, 16, palette=True)),
+    "palette6": QuantScheme("palette6", WeightFormat(6, 16, palette=True)),
+}
 
 
 def _same_depth(layer: int, layers: int, others: int) -> int:
@@ -223,11 +237,12 @@ def load_scheme(name: str) -> QuantScheme:
         UnsupportedError: No recipe has that name.
         PlanError: The file is missing or malformed.
     """
-    if name in RECIPES:
-        return RECIPES[name]
+    named = {**RECIPES, **PALETTES}
+    if name in named:
+        return named[name]
     if not name.endswith(".toml"):
         raise UnsupportedError(
-            f"quantization {name!r} is not known", hint=f"use auto, {', '.join(RECIPES)}, or a recipe file (.toml)"
+            f"quantization {name!r} is not known", hint=f"use auto, {', '.join(named)}, or a recipe file (.toml)"
         )
     path = Path(name)
     try:
@@ -254,7 +269,8 @@ def scheme_toml(scheme: QuantScheme) -> str:
 def _format_lines(form: WeightFormat) -> list[str]:
     if form.is_float:
         return [f"bits = {form.bits}"]
-    return [f"bits = {form.bits}", f"block_size = {form.block_size}", f"symmetric = {json.dumps(form.symmetric)}"]
+    lines = [f"bits = {form.bits}", f"block_size = {form.block_size}", f"symmetric = {json.dumps(form.symmetric)}"]
+    return [*lines, "palette = true"] if form.palette else lines
 
 
 def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
@@ -274,6 +290,11 @@ def _scheme_from(values: dict[str, Any], path: Path) -> QuantScheme:
     if len({form.bits == 16 for form in (base, *(override.format for override in overrides))}) > 1:
         raise PlanError(f"{path}: 16 bits can't be mixed with others", hint="use 32 for what stays in floats")
     scheme = QuantScheme(path.stem, base, overrides, rounding=rounding, scaling=scaling, layer_count=layer_count)
+    learned = {rounding, scaling} - {"nearest", "none"}
+    if learned and any(form.palette for form in scheme.forms):
+        raise PlanError(
+            f"{path}: palettes don't go with {' or '.join(sorted(learned))}", hint='use rounding = "nearest"'
+        )
     for key, value in (("rounding", rounding), ("scaling", scaling)):
         if value not in {"nearest", "none"} and not scheme.quantized:
             raise PlanError(f"{path}: all weights are floats, which {value} does nothing for", hint=f"leave {key} out")
@@ -297,7 +318,7 @@ def _override_from(item: dict[str, Any], base: WeightFormat, layer_count: int, p
 
 
 def _format_from(values: dict[str, Any], base: WeightFormat, path: Path) -> WeightFormat:
-    kinds: dict[str, type] = {"bits": int, "block_size": int, "symmetric": bool}
+    kinds: dict[str, type] = {"bits": int, "block_size": int, "symmetric": bool, "palette": bool}
     for key, value in values.items():
         if key not in kinds:
             raise PlanError(

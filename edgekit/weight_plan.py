@@ -171,6 +171,8 @@ def _plan_one(
         return WeightPlan(weight.shape, _row_scaled(form, columns))
     forms = capability.embedding if weight.kind == "embedding" else capability.matrices
     fitting = forms.nearest(form, columns)
+    if fitting.palette and any(tensor.shape[0] % fitting.block_size for tensor in tensors):
+        fitting = forms.nearest(WeightFormat(8, 64), columns)  # rows that share a table are of one tensor
     exact = {tensor.exact_format for tensor in tensors}
     if scheme.keep and any(exact):
         return _kept(weight.shape, tensors, fitting)
@@ -264,5 +266,7 @@ def _named(form: WeightFormat) -> str:
     """A format for messages."""
     if form.row_scaled:
         return f"{form.bits} bits with a scale for each " + ("block and row" if form.block_size else "row")
+    if form.palette:
+        return f"palettes of {form.bits} bits"
     zero_points = " without zero points" * (form.symmetric and not form.is_float)
     return f"{form.bits} bits" + (f" in blocks of {form.block_size}" if form.block_size else "") + zero_points

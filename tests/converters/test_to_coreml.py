@@ -105,7 +105,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("quant", ["fp16", "int8", "int4", "int4-symmetric", *RECIPES])
+@pytest.mark.parametrize("quant", ["fp16", "int8", "int4", "int4-symmetric", "palette4", "palette6", *RECIPES])
 def test_programs_compute_with_the_quantizer_s_own_numbers(quant: str, tiny_model: Any, tmp_path: Path) -> None:
     directory = tiny_model("qwen3", head_dim=32, tie_word_embeddings=True)
     if quant in RECIPES:

@@ -18,7 +18,7 @@ from edgekit.errors import UnsupportedError
 from edgekit.lint import lint
 from edgekit.outline import Outline
 from edgekit.plan import Plan, make_plan
-from edgekit.quant import BLOCK_SIZES, RECIPES, CacheFormat, WeightFormat
+from edgekit.quant import BLOCK_SIZES, PALETTES, RECIPES, CacheFormat, WeightFormat
 from edgekit.target import load_target
 
 FORMS = [form for capability in CAPABILITIES.values() for form in (capability.matrices, capability.embedding)]
@@ -150,3 +150,9 @@ def test_plan_is_plain_data_for_every_scheme(format: str, quant: str) -> None:
     assert values["speed"]["decode_tokens_per_s"] > 0
     shapes = anatomy_of(outline().config).weights.values()  # type: ignore[arg-type]
     assert values["memory"]["weights_bytes"] >= sum(prod(weight.shape) for weight in shapes) * 4 // 8
+
+
+@pytest.mark.parametrize("format", ["onnx", "executorch"])
+def test_palettes_are_for_formats_with_tables(format: str) -> None:
+    assert CAPABILITIES[format].obstacle(PALETTES["palette6"]) == "stores no palettes"
+    assert not CAPABILITIES["coreml"].obstacle(PALETTES["palette6"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from edgekit.errors import EdgeKitError, PlanError, UnsupportedError
 from edgekit.quant import (
     BLOCK_SIZES,
+    PALETTES,
     RECIPES,
     ROLES,
     ROUNDINGS,
@@ -146,7 +147,7 @@ def test_written_recipe_is_read_back(scheme: QuantScheme, tmp_path_factory: pyte
     assert load_scheme(str(path)) == scheme
 
 
-@pytest.mark.parametrize("scheme", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("scheme", [*RECIPES.values(), *PALETTES.values()], ids=[*RECIPES, *PALETTES])
 def test_named_recipes_can_be_written_too(scheme: QuantScheme, tmp_path: Path) -> None:
     found = load_scheme(recipe(tmp_path, scheme_toml(scheme)))
     assert replace(found, name=scheme.name, keep=scheme.keep) == scheme
@@ -228,3 +229,11 @@ def test_block_sizes_are_those_the_operators_take() -> None:
 def test_cache_formats_are_named_and_sized(name: str, element_bytes: int, scale_bytes: int) -> None:
     form = CacheFormat(name)
     assert (str(form), form.element_bytes, form.scale_bytes(100)) == (name, element_bytes, scale_bytes)
+
+
+def test_palettes_are_found_by_k_means_alone(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="palettes don't go with gptq"):
+        load_scheme(recipe(tmp_path, 'rounding = "gptq"\nbits = 4\nblock_size = 16\npalette = true\n'))
+    with pytest.raises(PlanError, match="8 bits are not handled"):
+        load_scheme(recipe(tmp_path, "bits = 8\nblock_size = 16\npalette = true\n"))
+    assert WeightFormat(6, 16, palette=True).size_bytes(32, 100) == 32 * 100 * 6 // 8 + 2 * 64 * 2
