@@ -106,7 +106,7 @@ def test_parts_of_a_weight_are_its_rows(tiny_model: Any, tmp_path: Path) -> None
         np.testing.assert_array_equal(qkv.part(start, stop).floats(), whole[start:stop])
 
 
-@pytest.mark.parametrize("quant", ["int8", "int8-scaled", "int4-mixed", "int4-scaled"])
+@pytest.mark.parametrize("quant", ["int8", "int8-scaled", "int4-mixed"])
 def test_forms_of_executorch_can_be_calibrated_and_scaled(
     quant: str, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
