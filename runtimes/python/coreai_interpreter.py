@@ -116,12 +116,13 @@ def _depending_on_constants(operations: Iterable[Operation]) -> set[Value]:
 def _worth_moving(operations: Iterable[Operation], constant: set[Value]) -> list[Value]:
     """Large values that are computed from constants and used by what is not, in order."""
     used = [operand for one in operations if one.results and one.results[0] not in constant for operand in one.operands]
-    moved, size_bytes = [], 0
+    moved, room_bytes = [], _MOST_BYTES
     for value in dict.fromkeys(value for value in used if value in constant):
         elements = prod(value.type.shape)
-        size_bytes += elements * value.type.element_type.width // 8
-        if value.owner.name != "coreai.constant" and elements >= _LEAST_ELEMENTS and size_bytes <= _MOST_BYTES:
+        size_bytes = elements * value.type.element_type.width // 8
+        if value.owner.name != "coreai.constant" and elements >= _LEAST_ELEMENTS and size_bytes <= room_bytes:
             moved.append(value)
+            room_bytes -= size_bytes
     return moved
 
 

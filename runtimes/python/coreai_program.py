@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import threading
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,12 @@ _Result = TypeVar("_Result")
 
 def wait_for(work: Coroutine[Any, Any, _Result]) -> _Result:
     """Run in a loop of our own, in a thread: Core AI is asynchronous, and its callers may be inside of a loop or not."""
-    return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+    running = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return running.result()
+    except BaseException:  # an interrupt too: what still runs would change the caches under the next call
+        wait([running])
+        raise
 
 
 @cache

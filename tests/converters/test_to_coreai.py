@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -15,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit.plan import Plan, make_plan
+from edgekit.quant import WeightFormat
+from edgekit.quiet import quieted
 from edgekit.runtime_options import RuntimeOptions
 from edgekit.source import Source, open_source
 from edgekit.target import load_target
@@ -22,6 +26,8 @@ from edgekit.target import load_target
 pytest.importorskip("coreai", reason="the extra coreai is not installed")
 
 from edgekit.converters import to_coreai
+from edgekit.converters.coreai_parts import Blocks, Product
+from edgekit.converters.quantize import quantize
 from edgekit.converters.stored_weights import stored_weights
 from edgekit.converters.torch_attention import PlainAttention
 from edgekit.converters.torch_decoder import TorchDecoder
@@ -86,6 +92,49 @@ def _with_floats(source: Source, plan: Plan, place: Path) -> NDArray[np.float32]
     with torch.no_grad():
         logits: NDArray[np.float32] = decoder(torch.from_numpy(TOKENS[None]), torch.tensor([0]))[0].numpy()
     return logits
+
+
+def test_blocks_are_emitted_as_coreai_opt_emits_them() -> None:
+    with quieted():
+        optimizer = pytest.importorskip("coreai_opt", reason="coreai-opt is not installed")
+        quantization = importlib.import_module("coreai_opt.quantization")
+    weight = np.random.default_rng(0).normal(size=(48, 64)).astype(np.float32)
+    with quieted():
+        config = quantization.QuantizerConfig.from_dict({"quantization_config": OPTIMIZER_CONFIG})
+        quantizer = quantization.Quantizer(torch.nn.Sequential(torch.nn.Linear(64, 48, bias=False)).eval(), config)
+        prepared = quantizer.prepare((torch.zeros(1, 5, 64),))
+        expected = _operators(quantizer.finalize(prepared, backend=optimizer.ExportBackend.CoreAI))
+        rows = quantize(weight, WeightFormat(4, 32))
+        found = _operators(torch.nn.Sequential(Product(Blocks(rows, 4, torch.float32), 64, None)))
+    assert "blockwise_shift_scale" in expected
+    assert found == expected
+
+
+LINEAR = {
+    "op_state_spec": {
+        "weight": {
+            "dtype": "int4",
+            "qscheme": "symmetric",
+            "granularity": {"type": "per_block", "block_size": 32, "axis": 1},
+        }
+    },
+    "op_input_spec": None,
+    "op_output_spec": None,
+}
+OPTIMIZER_CONFIG = {
+    "execution_mode": "eager",
+    "global_config": None,
+    "module_type_configs": {"torch.nn.modules.linear.Linear": LINEAR},
+}
+
+
+def _operators(module: torch.nn.Module) -> str:
+    """The Core AI program of a module, without the values of its constants."""
+    from coreai_torch import TorchConverter, get_decomp_table  # what it warns of is kept quiet where it is converted
+
+    exported = torch.export.export(module, (torch.zeros(1, 5, 64),)).run_decompositions(get_decomp_table())
+    program = str(TorchConverter(mode=TorchConverter.Mode.RELEASE).add_exported_program(exported).to_coreai())
+    return re.sub(r'dense(_resource)?<[^>]*>|name = "[^"]*"', "", program.partition("{-#")[0])
 
 
 def test_two_builds_are_the_same_bytes(tiny_model: Any, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,25 @@ def test_cache_can_be_saved_and_put_back(backend: CoreAIBackend) -> None:
     assert [array.shape for array in saved] == [(2, 30, 16)] * 4
     other.write_cache(saved)
     np.testing.assert_array_equal(_forward(other, TOKENS[30:40], rows=3), _forward(one, TOKENS[30:40], rows=3))
+
+
+def test_sequences_in_threads_do_not_meet(backend: CoreAIBackend) -> None:
+    def generate(first: int) -> list[int]:
+        decoder, tokens = backend.decoder(), [first]
+        for _ in range(12):
+            tokens.append(int(_forward(decoder, tokens[-1:])[0].argmax()))
+        return tokens
+
+    alone = [generate(first) for first in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(generate, range(4))) == alone
+
+
+def test_works_inside_of_a_running_loop(backend: CoreAIBackend) -> None:
+    async def inside() -> float:
+        return float(_forward(backend.decoder(), TOKENS[:4])[0, 0])
+
+    assert asyncio.run(inside()) == float(_forward(backend.decoder(), TOKENS[:4])[0, 0])
 
 
 def test_closed_sequence_says_so(backend: CoreAIBackend) -> None:
