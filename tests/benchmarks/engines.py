@@ -228,11 +228,16 @@ class LlamaCpp:
 
 
 class TorchAo:
-    """A checkpoint that torchao quantizes when it is opened. Eager PyTorch: for its distribution, not for its speed.
+    """A checkpoint that torchao quantizes when it is opened: for its distribution, not for its speed.
 
     The artifact is a folder with `recipe.json`: the checkpoint's `source` and the `recipe`. As in ExecuTorch's recipes, the
     head is untied, linear layers have 4 bits in groups of 32, and the embedding 8 bits for each row.
+
+    torchao dequantizes such weights at every forward; here that is done once, and its own rounding of inputs is applied
+    before each product: the same numbers, in a fraction of the time.
     """
+
+    NOT_TIMED = "torchao has no 4-bit kernels for this processor: it dequantizes at every step"
 
     def __init__(self, folder: str, threads: int, context: int) -> None:
         import torch
@@ -245,6 +250,8 @@ class TorchAo:
         head = self._model.lm_head
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
         self._quantize(recipe["recipe"])
+        self._weight_bytes = self._stored_bytes()
+        self._dequantize()
 
     def _quantize(self, recipe: str) -> None:
         from torchao import quantization
@@ -261,14 +268,27 @@ class TorchAo:
         quantization.quantize_(self._model, linear)
         quantization.quantize_(self._model, rows, lambda module, name: isinstance(module, torch.nn.Embedding))
 
+    def _dequantize(self) -> None:
+        from torchao.quantization.quantize_.workflows.intx import intx_unpacked_to_int8_tensor as intx
+
+        torch: Any = self._torch
+        for module in self._model.modules():
+            weight = getattr(module, "weight", None)
+            if not isinstance(weight, intx.IntxUnpackedToInt8Tensor):
+                continue
+            if weight.activation_quantization is not None:
+                round_inputs = intx._apply_int8_act_asym_per_token_quant_dequant
+                module.register_forward_pre_hook(lambda _, inputs, rounded=round_inputs: (rounded(inputs[0]),))
+            module.weight = torch.nn.Parameter(weight.dequantize(), requires_grad=False)
+
     def prefill(self, prompt: Prompt) -> float:
-        raise NotImplementedError("torchao has no 4-bit kernels for this processor: it dequantizes at every step")
+        raise NotImplementedError(self.NOT_TIMED)
 
     def decode(self, count: int) -> float:
-        raise NotImplementedError("torchao has no 4-bit kernels for this processor: it dequantizes at every step")
+        raise NotImplementedError(self.NOT_TIMED)
 
     def reply(self, prompt: Prompt, count: int, options: dict[str, Any]) -> Timing:
-        raise NotImplementedError("torchao has no 4-bit kernels for this processor: it dequantizes at every step")
+        raise NotImplementedError(self.NOT_TIMED)
 
     def logits(self, tokens: Sequence[int]) -> Logits:
         with self._torch.inference_mode():
@@ -277,6 +297,9 @@ class TorchAo:
 
     def weight_bytes(self) -> int:
         """The weights as their widths say; in memory torchao keeps 4 bits in a byte."""
+        return self._weight_bytes
+
+    def _stored_bytes(self) -> int:
         size = 0
         for weight in self._model.parameters():
             if hasattr(weight, "qdata"):

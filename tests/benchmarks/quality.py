@@ -137,7 +137,7 @@ def measure_all(candidates: list[Candidate], sets: list[TextSet], source: Path, 
         rows[contender.name] = {"engine": contender.engine, "file_bytes": size, "texts": summary(found)}
         kl = rows[contender.name]["texts"][sets[0].name]["kl_mean"]
         print(f"{contender.name}: {size / 1e6:.1f} MB, mean KL {kl:.4f}", file=sys.stderr)
-    timed = [one for one in ready if one.name in divergences and one.engine != "torchao"]  # it dequantizes at each step
+    timed = [one for one in ready if one.name in divergences]
     for name, speed in measure_speed(timed, source, arguments).items():
         rows[name] |= speed
     ordered = {candidate.name: rows[candidate.name] for candidate in candidates}
