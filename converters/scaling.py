@@ -23,7 +23,7 @@ from edgekit.source import Source, StoredBlocks, Tensor
 
 from .quantize import Floats, dequantize, quantize
 
-__all__ = ["find_scales", "scaled_source", "search_scales"]
+__all__ = ["SCALED", "find_scales", "scaled_source", "search_scales", "shared_channels", "some_rows"]
 
 POWERS = tuple(np.linspace(0, 1, 9).tolist())
 ROWS_TRIED, _RUN = 128, 16  # of each weight, in evenly spread runs
@@ -112,9 +112,13 @@ def find_scales(
         for role, seen in some.items():
             plan = weights[role]
             if role.rpartition(".")[2] in SCALED and plan.form_is_blocks and not plan.carried:
-                channels = _channels(source.config, role, plan.shape[1])
+                channels = shared_channels(source.config, role, plan.shape[1])
                 found[role] = search_scales(
-                    _some_rows(source.parts[role]), seen, plan.format, channels, int8_activations=int8_activations
+                    some_rows(source.parts[role], ROWS_TRIED)[0],
+                    seen,
+                    plan.format,
+                    channels,
+                    int8_activations=int8_activations,
                 )
     return found
 
@@ -168,7 +172,7 @@ def _factors(sizes: Moments, power: float) -> Floats:
     return factors
 
 
-def _channels(config: ModelConfig, role: str, columns: int) -> Channels:
+def shared_channels(config: ModelConfig, role: str, columns: int) -> Channels:
     """For each column the row that produces it: several heads of an output projection read the same value."""
     if not role.endswith(".output"):
         return np.arange(columns)
@@ -177,13 +181,12 @@ def _channels(config: ModelConfig, role: str, columns: int) -> Channels:
     return np.repeat(by_head, attention.heads // attention.kv_heads, axis=1).reshape(-1)
 
 
-def _some_rows(tensors: tuple[Tensor, ...]) -> Floats:
-    """Evenly spread runs of rows, float32 [about ROWS_TRIED, columns]."""
+def some_rows(tensors: tuple[Tensor, ...], count: int) -> tuple[Floats, int]:
+    """Evenly spread runs of rows, float32 [about `count`, columns], and how many rows there are."""
     total = sum(tensor.shape[0] for tensor in tensors)
-    step = max(total // ROWS_TRIED, 1) * _RUN
-    return np.concatenate(
-        [tensor.read(start, start + _RUN) for tensor in tensors for start in range(0, tensor.shape[0], step)]
-    )
+    step = max(total // count, 1) * _RUN
+    runs = [tensor.read(start, start + _RUN) for tensor in tensors for start in range(0, tensor.shape[0], step)]
+    return np.concatenate(runs), total
 
 
 def scaled_source(source: Source, scales: Mapping[str, Floats]) -> Source:
@@ -200,7 +203,7 @@ def scaled_source(source: Source, scales: Mapping[str, Floats]) -> Source:
             rows[f"{layer}.{_NORMS[kind]}"] = np.float32(1) / factors
             continue
         producer = f"{layer}.{_PRODUCERS[kind]}"
-        channels = _channels(source.config, role, len(factors))
+        channels = shared_channels(source.config, role, len(factors))
         produced = np.ones(channels.max() + 1, np.float32)
         produced[channels] /= factors
         before = np.ones(source_rows(source, producer) - len(produced), np.float32)

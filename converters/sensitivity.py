@@ -17,19 +17,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import ConversionError
 from edgekit.progress import Progress, ProgressFn
-from edgekit.quant import BLOCK_SIZES, Rounding, WeightFormat
+from edgekit.quant import BLOCK_SIZES, Rounding, Scaling, WeightFormat
 from edgekit.source import Source, Tensor
 
 from .calibrate import second_moments
 from .gptq import make_guide
 from .layer_run import WITHOUT_CALIBRATION, LayerRun, embed_tokens, open_layer
 from .quantize import Floats, dequantize, quantize
+from .scaling import SCALED, search_scales, shared_channels, some_rows
 
 __all__ = ["Sensitivity", "expected_errors", "measure_costs", "probe_layers"]
 
@@ -38,7 +40,7 @@ PROBE_TEXTS, PROBE_TOKENS, PROBE_SKIPPED = 6, 64, 24  # of each text this many t
 # Of what the guide expects, the error that GPTQ leaves on texts it did not learn from: between 0.5 and 0.9 in 60 matrices of
 # SmolLM2-135M, with 2 and 4 bits. The guide counts products of different columns by half, and so expects too much.
 UNSEEN = 0.75
-ROWS_SAMPLED, _RUN = 256, 16  # of each matrix, in evenly spread runs
+ROWS_SAMPLED = 256  # of each matrix
 _VOCABULARY_AT_ONCE = 4096
 
 Moments = NDArray[np.float64]
@@ -50,6 +52,7 @@ def measure_costs(
     place: Path,
     formats: Mapping[str, Sequence[WeightFormat]],
     rounding: Rounding,
+    scaling: Scaling,
     *,
     int8_activations: bool,
     on_progress: ProgressFn | None = None,
@@ -67,8 +70,9 @@ def measure_costs(
         SourceError, ConversionError: See `second_moments`; or memory does not suffice.
     """
     try:
-        errors = expected_errors(source, texts, place, formats, rounding, on_progress=on_progress)
-        found = probe_layers(source, texts, place, frozenset(formats), on_progress=on_progress)
+        scales: dict[str, Floats] | None = {} if scaling == "awq" else None
+        errors = expected_errors(source, texts, place, formats, rounding, scales=scales, on_progress=on_progress)
+        found = probe_layers(source, texts, place, frozenset(formats), scales=scales or {}, on_progress=on_progress)
     except MemoryError as error:
         raise ConversionError("not enough memory to measure sensitivities", hint=WITHOUT_CALIBRATION) from error
     return {
@@ -87,19 +91,29 @@ def expected_errors(
     formats: Mapping[str, Sequence[WeightFormat]],
     rounding: Rounding,
     *,
+    scales: dict[str, Floats] | None = None,
     on_progress: ProgressFn | None = None,
 ) -> dict[str, tuple[float, ...]]:
-    """The mean squared error of each role's products for one token, summed over its rows, for each of its formats."""
+    """The mean squared error of each role's products for one token, summed over its rows, for each of its formats.
+
+    Args:
+        scales: Gets the factors that columns are scaled by before they are rounded; None: they are not.
+    """
     found, tokens = {}, sum(map(len, texts))
     for some in second_moments(source, texts, place, frozenset(formats), stage="measure", on_progress=on_progress):
         for role in list(some):
             moments = some.pop(role)
+            rows, total = some_rows(source.parts[role], ROWS_SAMPLED)
+            if scales is not None and role.rpartition(".")[2] in SCALED:
+                channels = shared_channels(source.config, role, rows.shape[1])
+                # As for the probing format: factors hardly depend on the format.
+                scales[role] = search_scales(rows, moments, PROBE, channels, int8_activations=True)
+                rows, moments = rows * scales[role], moments / np.outer(scales[role], scales[role]).astype(np.float64)
             counts = make_guide(moments).costs * UNSEEN if rounding == "gptq" else moments.diagonal()
-            rows, total = _some_rows(source.parts[role])
             weight = total / len(rows) / tokens
             found[role] = tuple(_error(rows, form, counts) * weight for form in formats[role])
     if "embedding" in formats and not source.config.tied_embeddings:  # only looked up: one row for a token
-        rows, _ = _some_rows(source.parts["embedding"])
+        rows, _ = some_rows(source.parts["embedding"], ROWS_SAMPLED)
         one = np.full(rows.shape[1], source.config.embedding_scale**2 / len(rows))
         found["embedding"] = tuple(_error(rows, form, one) for form in formats["embedding"])
     return found
@@ -108,14 +122,6 @@ def expected_errors(
 def _error(rows: Floats, form: WeightFormat, counts: Moments) -> float:
     difference = dequantize(quantize(rows, form), form, rows.shape[1]) - rows
     return float(np.square(difference, dtype=np.float64).sum(axis=0) @ counts)
-
-
-def _some_rows(tensors: tuple[Tensor, ...]) -> tuple[Floats, int]:
-    """Evenly spread runs of rows, float32 [about ROWS_SAMPLED, columns], and how many rows there are."""
-    total = sum(tensor.shape[0] for tensor in tensors)
-    step = max(total // ROWS_SAMPLED, 1) * _RUN
-    runs = [tensor.read(start, start + _RUN) for tensor in tensors for start in range(0, tensor.shape[0], step)]
-    return np.concatenate(runs), total
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +182,14 @@ def probe_layers(
     place: Path,
     roles: frozenset[str],
     *,
+    scales: Mapping[str, Floats] = MappingProxyType({}),
     on_progress: ProgressFn | None = None,
 ) -> dict[str, Sensitivity]:
-    """Measure what is downstream of each role, on the first tokens of some of the texts."""
+    """Measure what is downstream of each role, on the first tokens of some of the texts.
+
+    Args:
+        scales: By role, what a matrix's columns are multiplied by, and its inputs divided.
+    """
     probed = [text[:PROBE_TOKENS] for text in _spread(texts)]
     tokens = sum(map(len, probed))
     plain = _Probe(
@@ -193,7 +204,7 @@ def probe_layers(
     layers = len(source.config.layers)
     for index in range(layers):
         with open_layer(source, index, place, context=max(map(len, probed)), changes=True) as layer:
-            _advance(source, layer, probes, roles)
+            _advance(source, layer, probes, roles, scales)
         if on_progress:
             on_progress(Progress("probe", index + 1, layers, "layers"))
     divergences = _divergences(source, probes, head)
@@ -224,16 +235,19 @@ def _embedding_probe(source: Source, plain: _Probe) -> _Probe:
     return _Probe("embedding", rounded, error)
 
 
-def _advance(source: Source, layer: LayerRun, probes: list[_Probe], roles: frozenset[str]) -> None:
+def _advance(
+    source: Source, layer: LayerRun, probes: list[_Probe], roles: frozenset[str], scales: Mapping[str, Floats]
+) -> None:
     """Carry every probe through a layer, and add those that start in it."""
     starting = {role: _Probe(role, []) for role in layer.factors if role in roles}
     changes = {}
     for role, probe in starting.items():
-        changes[role], probe.energy = _probing_error(source.parts[role])
+        changes[role], energy = _probing_error(source.parts[role])
+        probe.energy = energy * np.square(scales.get(role, 1.0), dtype=np.float64)
     for state in probes[0].states:
         factors = layer.run(state, keep=frozenset(starting)).factors
         for role, probe in starting.items():
-            probe.see(factors[role])
+            probe.see(factors[role] / scales[role] if role in scales else factors[role])
             change = factors[role] @ changes[role].T
             probe.squared_error += float(np.vdot(change, change))
             found = layer.run(state, changes={role: change})

@@ -38,6 +38,7 @@ __all__ = [
     "Override",
     "QuantScheme",
     "Rounding",
+    "Scaling",
     "WeightFormat",
     "load_scheme",
     "scheme_toml",

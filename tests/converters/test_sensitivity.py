@@ -13,6 +13,7 @@ from edgekit.converters import sensitivity
 from edgekit.converters.calibrate import second_moments
 from edgekit.converters.gptq import SHRINKAGE, make_guide, quantize_guided
 from edgekit.converters.quantize import dequantize, quantize
+from edgekit.converters.scaling import SCALED, scaled_source, shared_channels
 from edgekit.converters.sensitivity import PROBE, PROBE_SKIPPED, UNSEEN, Sensitivity, expected_errors, probe_layers
 from edgekit.quant import WeightFormat
 from edgekit.source import Source, open_source, part_shapes
@@ -146,10 +147,33 @@ def test_error_of_rounded_inputs_is_that_of_rounding_them() -> None:
 def test_costs_are_lower_for_finer_formats(tiny_model: Any, tmp_path: Path) -> None:
     source = open_source(tiny_model("llama"))
     formats = {role: [WeightFormat(bits, 32) for bits in (2, 4, 8)] for role in matrices(source)}
-    costs = sensitivity.measure_costs(source, TEXTS, tmp_path, formats, "gptq", int8_activations=False)
+    costs = sensitivity.measure_costs(source, TEXTS, tmp_path, formats, "gptq", "none", int8_activations=False)
     assert all(some == tuple(sorted(some, reverse=True)) for some in costs.values())
-    with_int8 = sensitivity.measure_costs(source, TEXTS, tmp_path, formats, "gptq", int8_activations=True)
+    with_int8 = sensitivity.measure_costs(source, TEXTS, tmp_path, formats, "gptq", "none", int8_activations=True)
     assert all(with_int8[role] > costs[role] for role in costs if role != "embedding")
+
+
+def test_costs_are_those_after_scaling(tiny_model: Any, tmp_path: Path) -> None:
+    """Channels made uneven cost more; with scaling, which makes them even again, about what they cost before."""
+    source = open_source(tiny_model("llama"))
+    generator = np.random.default_rng(4)
+    shapes = part_shapes(source.config)
+    roles = [role for role in matrices(source) if role.rpartition(".")[2] in SCALED]
+    channels = {role: shared_channels(source.config, role, shapes[role][1]) for role in roles}
+    factors = {
+        role: np.exp(generator.normal(0, 1.5, some.max() + 1))[some].astype(np.float32)
+        for role, some in channels.items()
+    }
+    uneven = scaled_source(source, factors)
+    formats = {role: [WeightFormat(4, 32)] for role in roles}
+
+    def costs(model: Source, scaling: Any) -> float:
+        found = sensitivity.measure_costs(model, TEXTS, tmp_path, formats, "nearest", scaling, int8_activations=True)
+        return sum(cost for (cost,) in found.values())
+
+    even, plain, scaled = costs(source, "awq"), costs(uneven, "none"), costs(uneven, "awq")
+    assert plain > 2 * even
+    assert scaled < 1.3 * even
 
 
 def test_want_of_memory_is_told(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,4 +183,6 @@ def test_want_of_memory_is_told(tiny_model: Any, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sensitivity, "make_guide", fail)
     source = open_source(tiny_model("llama"))
     with pytest.raises(Exception, match="not enough memory to measure sensitivities"):
-        sensitivity.measure_costs(source, TEXTS, tmp_path, {"layers.0.qkv": [PROBE]}, "gptq", int8_activations=False)
+        sensitivity.measure_costs(
+            source, TEXTS, tmp_path, {"layers.0.qkv": [PROBE]}, "gptq", "none", int8_activations=False
+        )
