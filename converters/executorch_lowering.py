@@ -67,6 +67,11 @@ class StagePartitioner(XnnpackPartitioner):  # type: ignore[misc]  # it has no t
         super().__init__([config for config in ALL_PARTITIONER_CONFIGS if config not in _INEXACT])
         self.delegation_spec = DelegationSpec("XnnpackBackend", [_PRODUCTS_ONLY])
 
+    def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[OpOverload], None]:
+        """What stays whole. Without a test for each node, the toolchain takes a program apart once and not three times."""
+        operators, _ = super().ops_to_not_decompose(ep)
+        return operators, None
+
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tag each node that XNNPACK takes with its piece."""
         matched = self.get_matched_nodes_from_configs(exported_program)
