@@ -11,7 +11,7 @@ from typing import Any
 from edgekit.cpu_features import instruction_sets
 from edgekit.machine import describe_machine, free_memory_bytes
 from edgekit.memory_limit import memory_limit
-from edgekit.registry import OPTIONAL, PROVIDER_LIST, load_attribute
+from edgekit.registry import FORMAT_EXTRAS, OPTIONAL, PROVIDER_LIST, load_attribute
 from edgekit.source import SAMPLE_HINT, SAMPLE_PACKAGE
 
 __all__ = ["examine"]
@@ -43,6 +43,8 @@ def _extras() -> list[dict[str, Any]]:
     packages: dict[str, dict[str, str | None]] = defaultdict(dict)
     for package, extra in OPTIONAL.values():
         packages[extra][package] = _version(package)
+    for extra, (modules, _) in FORMAT_EXTRAS.items():
+        packages[extra] = {package: _version(package) for package in modules.values()}
     return [
         {
             "name": extra,

@@ -14,7 +14,7 @@ from edgekit.bounds import failure, kl_bound, top1_bound
 from edgekit.bundle import GOLDENS, Bundle, Program, open_bundle
 from edgekit.companion import FORMAT, companion
 from edgekit.diagnosis import diagnose
-from edgekit.errors import BundleError, ConversionError, GenerationError, SourceError
+from edgekit.errors import BundleError, ConversionError, GenerationError, MissingExtraError, SourceError
 from edgekit.goldens import Goldens, read_goldens, with_greedy, write_texts
 from edgekit.graph import Graph
 from edgekit.own_text import read_windows
@@ -268,6 +268,8 @@ def _verify_row(measured: _Measured, program: Program, load: dict[str, Any]) -> 
         model: LoadedModel = load_attribute(LOADER)(measured.bundle, program, **load)
     except BundleError as error:
         return row | {"status": "not-executed", "reason": error.message}
+    except MissingExtraError as error:
+        return row | {"status": "not-executed", "reason": f"{error.message}: {error.hint}"}
     with model:
         try:
             row |= _verified(measured, program, model)

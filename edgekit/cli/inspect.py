@@ -11,13 +11,12 @@ from typing import Any
 
 import click
 
-from edgekit.bundle import MANIFEST, Bundle, open_bundle
+from edgekit.bundle import MANIFEST, Bundle, Program, open_bundle
 from edgekit.cli.options import json_option, print_json, size_text
 from edgekit.cli.quality_text import phase_lines, quality_rows, quality_table
 from edgekit.errors import BundleError, EdgeKitError
 from edgekit.graph import Graph, TensorReport
 from edgekit.plot import Point, scatter
-from edgekit.runtime_options import RuntimeOptions
 from edgekit.source import Source, open_source
 
 __all__ = ["command"]
@@ -123,7 +122,7 @@ def _bundle_text(bundle: Bundle) -> str:
             + (f", mean KL {quality['kl_mean']:.3g}" if "kl_mean" in quality else ""),
             f"              {quality.get('reason')}" if quality.get("reason") else "",
             f"              run on {quality.get('executed')}: {quality['provider']}" if quality.get("provider") else "",
-            f"              {_runtime_text(program.runtime)}",
+            f"              {_runtime_text(program)}",
             *(f"              {line}" for line in phase_lines(quality)),
             *_operator_lines(program.graph),
             *_weights_by_class(program.graph.weights),
@@ -159,8 +158,9 @@ def _float_lines(kept: Mapping[str, str]) -> list[str]:
     return [f"    in floats: {', '.join(some)} ({reason})" for reason, some in names.items()]
 
 
-def _runtime_text(options: RuntimeOptions) -> str:
+def _runtime_text(program: Program) -> str:
     """How the program is loaded."""
+    options = program.runtime
     switches = {
         "spinning": options.spinning,
         "arena": options.arena,
@@ -168,6 +168,8 @@ def _runtime_text(options: RuntimeOptions) -> str:
         "mapped file": options.mapped_weights,
     }
     threads = f"{options.threads} threads" if options.threads else "threads as the runtime likes"
+    if not program.graph.format.startswith("onnx"):  # the others are ONNX Runtime's
+        return threads
     return ", ".join((threads, *(name if on else f"no {name}" for name, on in switches.items())))
 
 

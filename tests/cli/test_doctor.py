@@ -9,7 +9,7 @@ import pytest
 
 from edgekit import doctor
 from edgekit.cli import main
-from edgekit.registry import OPTIONAL
+from edgekit.registry import FORMAT_EXTRAS, OPTIONAL
 from edgekit.target import load_target
 
 
@@ -23,7 +23,8 @@ def test_it_tells_the_machine_packages_and_providers(capsys: pytest.CaptureFixtu
     found = examined(capsys)
     assert found["machine"]["cores"] >= 1  # type: ignore[index]
     assert found["packages"]["onnxruntime"]  # type: ignore[index]
-    assert {extra["name"] for extra in found["extras"]} == {extra for _, extra in OPTIONAL.values()}  # type: ignore[attr-defined]
+    extras = {*FORMAT_EXTRAS, *(extra for _, extra in OPTIONAL.values())}
+    assert {extra["name"] for extra in found["extras"]} == extras  # type: ignore[attr-defined]
     assert "cpu" in {provider["name"] for provider in found["providers"] if not provider["problem"]}  # type: ignore[attr-defined]
     assert found["calibration"] is None
 

@@ -182,7 +182,7 @@ def test_bad_requests_are_refused(refused: Refused, config: Callable[..., Path])
     assert "the model has 1 to 8192" in refused("plan", "sample", "--target", "raspberry-pi-5", "--context", 9000)
     assert "is not known" in refused("plan", "sample", "--target", "raspberry-pi-5", "--quant", "int3")
     assert "is not known" in refused("plan", "sample", "--target", "raspberry-pi-5", "--format", "onyx")
-    assert "is not converted to yet" in refused("plan", "sample", "--target", "galaxy-s24", "--format", "litert")
+    assert "does not take coreml" in refused("plan", "sample", "--target", "galaxy-s24", "--format", "coreml")
     missing = config("llama") / "config.json"
     missing.write_text("{", encoding="utf-8")
     assert "is not valid JSON" in refused("plan", missing.parent, "--target", "raspberry-pi-5")

@@ -173,6 +173,9 @@ def test_missing_extra_of_a_bundles_program_is_told_when_it_is_loaded(
     monkeypatch.setattr(registry, "_is_installed", lambda module: False)
     with pytest.raises(MissingExtraError, match="torch"):
         edgekit.load(bundle.directory, format=format)
+    (row,) = gate.verify_bundle(bundle.directory, formats=[format])
+    assert row["status"] == "not-executed"
+    assert f'pip install "edgekit-toolkit[{format}]"' in row["reason"]
 
 
 @pytest.mark.usefixtures("nothing_is_read")
