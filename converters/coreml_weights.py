@@ -106,7 +106,7 @@ class WeightFile:
 
     def __init__(self, path: Path, float_type: type[np.floating[Any]]) -> None:
         self.float_type = float_type
-        self._writer = _BlobStorageWriter(str(path))
+        self._path, self._writer = path, _BlobStorageWriter(str(path))
         self._matrices: dict[str, _Matrix] = {}
         self._constants: dict[str, _Constant] = {}
 
@@ -136,8 +136,16 @@ class WeightFile:
         return self._constants[key].draw()
 
     def close(self) -> None:
-        """Complete the file: coremltools' writer does that when it goes."""
+        """Complete the file: coremltools' writer does that when it goes, and says nothing of errors.
+
+        Raises:
+            ConversionError: The disk is full.
+        """
         del self._writer
+        with self._path.open("rb") as handle:
+            written = int.from_bytes(handle.read(4), "little")
+        if written != sum(constant.offset is not None for constant in self._constants.values()):
+            raise _not_written()
 
     def places(self) -> dict[str, Any]:
         """For MIL's exporter: where each array lies in the file, by its key."""
@@ -191,14 +199,24 @@ class WeightFile:
             )
         return floats
 
+    def _append(self, written: Any) -> int:
+        try:
+            return int(helper._get_offset_by_writing_data(written, self._writer))
+        except RuntimeError as error:
+            raise _not_written() from error
+
     def _write(self, key: str, values: Array) -> _Constant:
         constant = _Constant(key, values)
         if should_use_weight_file(values, IOS_18):
             written = SimpleNamespace(val=values, dtype=constant.type)
-            offset = helper._get_offset_by_writing_data(written, self._writer)
+            offset = self._append(written)
             constant = _Constant(key, np.broadcast_to(np.zeros((), values.dtype), values.shape), offset)
         self._constants[key] = constant
         return constant
+
+
+def _not_written() -> ConversionError:
+    return ConversionError(f"{WEIGHT_FILE} can't be written", hint="free some space, or use --out")
 
 
 def shifted(rows: QuantizedRows, bits: int) -> tuple[Array, Array, Array | None]:

@@ -13,6 +13,7 @@ from edgekit.quiet import quieted
 from edgekit.source import Source
 
 from .stored_weights import stored_weights
+from .weight_writer import check_space
 
 __all__ = ["export"]
 
@@ -41,6 +42,7 @@ def export(
     with quieted():  # coremltools warns of every newer PyTorch, and of what it has no use for here
         from .coreml_program import PACKAGE_FILES, PackagedProgram
 
+        check_space(directory, plan.memory.weights_bytes)
         config, chunk = source.config, min(CHUNK, plan.context)
         stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
         halves = plan.weights["final_norm"].format.bits == 16

@@ -44,7 +44,7 @@ from .weight_rows import (
     tensors_by_matrix,
 )
 
-__all__ = ["RegionFile", "open_region_file", "write_weights"]
+__all__ = ["RegionFile", "check_space", "open_region_file", "write_weights"]
 
 _Write: TypeAlias = Callable[[tuple[Chunk, RoundingGuide | None]], ChunkFigures]
 
@@ -103,7 +103,7 @@ def open_region_file(path: Path, size_bytes: int) -> Iterator[RegionFile]:
     Raises:
         ConversionError: The disk is full or the file can't be written.
     """
-    _check_space(path, size_bytes)
+    check_space(path, size_bytes)
     try:
         with RegionFile(path, size_bytes) as file:
             yield file
@@ -140,7 +140,12 @@ def _write_all(
     yield from in_parallel(write, ((chunk, None) for chunk in chunks(waiting)))
 
 
-def _check_space(path: Path, size_bytes: int) -> None:
+def check_space(path: Path, size_bytes: int) -> None:
+    """Refuse to begin a file that its disk can't hold.
+
+    Raises:
+        ConversionError: There is not enough space.
+    """
     free = shutil.disk_usage(path.parent).free
     if size_bytes > free:
         raise ConversionError(

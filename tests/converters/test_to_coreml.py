@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -268,3 +270,19 @@ def test_weights_over_half_precision_are_refused(tmp_path: Path) -> None:
     weights = np.full((2, 16), 3e6, np.float32)
     with pytest.raises(ConversionError, match="head holds values over 65,504"):
         WeightFile(tmp_path / "w", np.float16).add(_stored(weights * 7, WeightFormat(8, 16), 0))
+
+
+def test_a_full_disk_is_told(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ConversionError, match="no space left: the weights need"):
+        _converted(tiny_model("llama"), tmp_path / "known", "int8")
+    monkeypatch.undo()
+    resource = pytest.importorskip("resource", reason="Windows has no limit on files")
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(ConversionError, match=r"weight.bin can't be written"):
+            _converted(tiny_model("llama"), tmp_path / "found", "int8")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
