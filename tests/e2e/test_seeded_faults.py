@@ -23,9 +23,9 @@ from edgekit.bundle import open_bundle
 from edgekit.converters import weight_rows
 from edgekit.converters.quantize import QuantizedRows
 from edgekit.diagnosis import CACHE, ROTATION, WEIGHTS, WINDOW
-from edgekit.errors import BundleError, ConversionError, SourceError
+from edgekit.errors import BundleError, ConversionError, MissingExtraError, SourceError
 from edgekit.gate import verify_bundle
-from edgekit.registry import CONVERTERS, load_attribute
+from edgekit.registry import CONVERTERS, check_installed, load_attribute
 from edgekit.source import Source, Tensor
 
 SLIDING = 24  # tokens: the texts that are compared are longer
@@ -46,6 +46,7 @@ FORMATS = {
     "onnx": Format("linux-x86-64", "int8"),
     "executorch": Format("linux-x86-64", "fp32"),
     "coreml": Format("iphone-16", "fp16"),
+    "coreai": Format("iphone-16", "fp32"),
 }
 
 
@@ -120,21 +121,21 @@ def _mis_scaled_blocks(patch: Patch) -> None:
         patch.setattr(f"edgekit.converters.{module}.read_chunk", read_wrong)
 
 
-def _overwritten_cache(patch: Patch) -> None:
-    """The second layer of the PyTorch decoder attends over the first one's cache, and leaves its own keys and values there."""
+def _forgetful_cache(patch: Patch) -> None:
+    """The PyTorch decoder's second layer does not find its earlier keys and values again."""
     from edgekit.converters.torch_decoder import DecoderLayer
 
     attend = DecoderLayer.attend
 
     def attend_wrong(self: Any, hidden: Any, shared: Any, attention: Any) -> Any:
-        overwriting: Any = _Overwriting(attention)
-        return attend(self, hidden, shared, overwriting)
+        forgetful: Any = _Forgetful(attention)
+        return attend(self, hidden, shared, forgetful)
 
     patch.setattr(DecoderLayer, "attend", attend_wrong)
 
 
-class _Overwriting:
-    """Attention whose layers all use the first one's cache as well as their own."""
+class _Forgetful:
+    """Attention whose second layer uses the first one's cache; or, where caches are values, does not keep what is new."""
 
     def __init__(self, base: Any) -> None:
         self._base = base
@@ -143,8 +144,15 @@ class _Overwriting:
         return getattr(self._base, name)
 
     def attend(self, layer: int, *arguments: Any) -> Any:
-        own = self._base.attend(layer, *arguments)
-        return self._base.attend(0, *arguments) if layer else own
+        caches = getattr(self._base, "_bound", None)
+        if layer and caches is not None:
+            kept = caches.keys, caches.values
+            attended = self._base.attend(layer, *arguments)
+            caches.keys, caches.values = kept
+            return attended
+        if layer and list(self._base.buffers()):
+            self._base.attend(layer, *arguments)  # a buffer that nothing uses would be left out of the program
+        return self._base.attend(0, *arguments)
 
 
 def _crossed_caches(directory: Path) -> None:
@@ -167,13 +175,17 @@ FAULTS = {
     "an off-by-one mask": Fault(WINDOW.format(window=SLIDING), source=_short_window),
     "a mis-scaled block": Fault(WEIGHTS, patch=_mis_scaled_blocks),
     "a transposed weight": Fault(WEIGHTS, source=_transposed_weight),
-    "a stale cache": Fault(CACHE, patch=_overwritten_cache, written=_crossed_caches),
+    "a stale cache": Fault(CACHE, patch=_forgetful_cache, written=_crossed_caches),
 }
 
 
 def _convert(model: Path, format: str, out: Path, fault: Fault, patch: Patch, *, quant: str = "") -> Any:
     """Convert with a fault in the program alone: the gate's reference is converted without."""
     chosen = FORMATS[format]
+    try:
+        check_installed(format)
+    except MissingExtraError as error:
+        pytest.skip(error.message)
 
     def load(path: str) -> Any:
         found = load_attribute(path)
@@ -253,17 +265,28 @@ def test_a_truncated_file_of_a_bundle_is_named(format: str, sound_bundle: Any, t
 def test_a_program_that_was_written_truncated_does_not_pass(
     format: str, tiny_model: Any, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    truncated = []
+    truncated: list[str] = []
 
     def truncate(directory: Path) -> None:
         files = [path for path in (directory / format).rglob("*") if path.is_file()]
         largest = max(files, key=lambda path: path.stat().st_size)
         os.truncate(largest, largest.stat().st_size // 2)
-        truncated.append(largest.name)
+        truncated.extend(part for part in largest.relative_to(directory).parts if "." in part)
 
     with pytest.raises(ConversionError, match=r"does not (load|run)") as caught:
         _convert(tiny_model(MODEL[0], **MODEL[1]), format, tmp_path / "a", Fault("", written=truncate), monkeypatch)
-    assert truncated[0].removesuffix(".data") in caught.value.message
+    assert any(part.removesuffix(".data") in caught.value.message for part in truncated)
+
+
+@pytest.mark.parametrize("format", ["executorch", "coreml"])  # others' programs name none
+def test_a_wrong_end_token_of_a_program_is_named(
+    format: str, tiny_model: Any, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    def end_wrong(source: Source) -> Source:
+        return replace(source, tokenizer=replace(source.tokenizer, eos_token_ids=(WRONG_END,)))
+
+    with pytest.raises(ConversionError, match=f"has the end tokens {WRONG_END}, the bundle {RIGHT_END}"):
+        _convert(tiny_model(MODEL[0], **MODEL[1]), format, tmp_path / "a", Fault("", source=end_wrong), monkeypatch)
 
 
 @pytest.mark.parametrize("format", FORMATS)
