@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ from edgekit.config import ModelConfig
 
 from .coreai_ops import append_to_cache, attend, rms_norm, rotate
 from .quantize import QuantizedRows
-from .stored_weights import StoredMatrix
+from .stored_weights import StoredMatrix, StoredWeight
 from .torch_attention import CachedAttention, Rotation
 from .torch_weights import DecoderParts
 
-__all__ = ["CoreAIAttention", "CoreAIParts"]
+__all__ = ["CoreAIAttention", "CoreAIParts", "with_own_sizes"]
 
 # By bits and whether they are signed. PyTorch's stubs do not have them all.
 _INTEGERS = {
@@ -60,6 +60,21 @@ class CoreAIParts(DecoderParts):
         if isinstance(matrix.rows, QuantizedRows):
             return Blocks(matrix.rows, matrix.plan.format.bits, self.dtype)
         return Floats(self._parameter(matrix.floats()))
+
+
+def with_own_sizes(weight: StoredWeight, dtype: torch.dtype) -> StoredWeight:
+    """The weight, its report with the bytes that it takes here: scales and floats are of the given type."""
+    sized = (replace(one, report=replace(one.report, size_bytes=_size_bytes(one, dtype))) for one in weight.matrices)
+    return replace(weight, matrices=tuple(sized))
+
+
+def _size_bytes(matrix: StoredMatrix, dtype: torch.dtype) -> int:
+    rows, bits = matrix.rows, matrix.plan.format.bits
+    if not isinstance(rows, QuantizedRows):
+        return rows.size * dtype.itemsize
+    numbers = rows.values.size + (rows.zero_points.size if rows.zero_points is not None and rows.offsets is None else 0)
+    floats = rows.scales.size * (1 if rows.offsets is None else 2)
+    return -(-numbers * bits // 8) + floats * dtype.itemsize
 
 
 class Floats(nn.Module):

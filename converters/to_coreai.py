@@ -25,7 +25,7 @@ with quieted():
 
     from .coreai_canonical import save_program
     from .coreai_ops import register_lowerings
-    from .coreai_parts import CoreAIAttention, CoreAIParts
+    from .coreai_parts import CoreAIAttention, CoreAIParts, with_own_sizes
 
 __all__ = ["export"]
 
@@ -58,7 +58,8 @@ def export(
     config = source.config
     dtype = torch.float32 if plan.scheme.format.bits == 32 else torch.float16
     stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
-    weights = load_weights(stored, config, CoreAIParts(dtype, wide_residual=config.norm == "sandwich"))
+    sized = (with_own_sizes(weight, dtype) for weight in stored)
+    weights = load_weights(sized, config, CoreAIParts(dtype, wide_residual=config.norm == "sandwich"))
     attention = CoreAIAttention(config, plan.context)
     decoder = TorchDecoder(config, weights, attention, context=plan.context, dtype=dtype, last_row=False)
     program = CachedProgram(decoder, attention)

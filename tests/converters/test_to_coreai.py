@@ -40,6 +40,7 @@ LOGITS_TOLERANCE = 1e-4
 HALF_TOLERANCE = 0.15
 TOKENS = np.random.default_rng(1).integers(0, 256, 80)
 PROMPT = 70
+PROGRAM_BYTES = 60_000  # of operators
 OPTIONS = RuntimeOptions(threads=1)
 
 
@@ -80,8 +81,13 @@ def test_computes_with_the_stored_weights(model_type: str, quant: str, tiny_mode
     source = open_source(tiny_model(model_type, tie_word_embeddings=model_type != "qwen2"))
     plan = _plan(source, quant)
     expected = _with_floats(source, plan, tmp_path)
-    found = _logits(_coreai(source, plan, tmp_path))
-    assert np.abs(found - expected).max() < HALF_TOLERANCE
+    backend = _coreai(source, plan, tmp_path)
+    assert np.abs(_logits(backend) - expected).max() < HALF_TOLERANCE
+    weights_bytes = sum(report.size_bytes for report in backend.graph.weights)
+    program_bytes = (tmp_path / backend.graph.files[0]).stat().st_size
+    kinds = {layer.rope for layer in source.config.layers}
+    tables_bytes = 2 * 2 * len(kinds) * plan.context * source.config.attention.head_dim
+    assert 0 <= program_bytes - weights_bytes - tables_bytes < PROGRAM_BYTES
 
 
 def _with_floats(source: Source, plan: Plan, place: Path) -> NDArray[np.float32]:
