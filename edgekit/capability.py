@@ -140,6 +140,14 @@ CAPABILITIES: Mapping[str, Capability] = {
         halves=False,
         int8_activations="always",
     ),
+    "litert": Capability(
+        caches=(CacheFormat.FLOAT32,),
+        matrices=WeightForms({8: (ROW,)}, zero_points=False, offsets=False),
+        embedding=WeightForms({8: (ROW,)}, zero_points=False, offsets=False),
+        keeps=False,
+        halves=False,
+        int8_activations="always",
+    ),
     "coreml": Capability(
         caches=(CacheFormat.FLOAT16,),
         matrices=_DIVIDING_OR_PALETTES,

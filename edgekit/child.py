@@ -27,25 +27,28 @@ class ChildError(GenerationError):
     """A child process crashed, took too long, or said what is wrong."""
 
 
-def child_command(module: str, *arguments: str) -> list[str]:
+def child_command(module: str, *arguments: str, python: str | Path = sys.executable) -> list[str]:
     """What runs a module in another process."""
-    return [sys.executable, "-P", "-c", _START, str(_HOME), module, *arguments]
+    return [str(python), "-P", "-c", _START, str(_HOME), module, *arguments]
 
 
-def run_child(module: str, task: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+def run_child(
+    module: str, task: Mapping[str, Any], *, timeout_s: float | None = None, python: str | Path = sys.executable
+) -> dict[str, Any]:
     """Run a module that ends with `answer`: it gets `task` as JSON, and its answer is returned.
 
     Args:
         module: Its name.
         task: What to do; JSON.
         timeout_s: How long it may take; None waits for ever.
+        python: Whose packages it sees.
 
     Raises:
         ChildError: It crashed, did not end in time, or raised an EdgeKitError, whose message and hint this one has.
     """
     try:
         done = subprocess.run(
-            child_command(module), input=json.dumps(task), capture_output=True, check=False, timeout=timeout_s,
+            child_command(module, python=python), input=json.dumps(task), capture_output=True, check=False, timeout=timeout_s,
             encoding="utf-8", errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:

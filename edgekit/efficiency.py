@@ -86,6 +86,15 @@ EFFICIENCY: Mapping[str, Efficiency] = {
         runtime_bytes=60_000_000,
         prefill_chunk=128,
     ),
+    "litert": Efficiency(  # not fitted: as XNNPACK in ExecuTorch, which computes its products too
+        weight_bandwidth={8: 0.5, 16: 0.6, 32: 0.6},
+        cache_bandwidth=0.3,  # copied in each step
+        layer_s=56e-6,
+        attention_compute=0.05,
+        prefill_compute=1.0,
+        runtime_bytes=60_000_000,
+        prefill_chunk=64,  # edgekit.converters.to_litert.CHUNK
+    ),
     # Not measured: neither runs on a device here, and what runs them here says nothing of speed.
     "coreml": Efficiency(
         weight_bandwidth={2: 0.4, 4: 0.4, 6: 0.4, 8: 0.4, 16: 0.4, 32: 0.4},

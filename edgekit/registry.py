@@ -61,6 +61,7 @@ CONVERTERS = {
     "onnx-qdq": "edgekit.converters.to_onnx_qdq:export",
     "coreml": "edgekit.converters.to_coreml:export",
     "executorch": "edgekit.converters.to_executorch:export",
+    "litert": "edgekit.converters.to_litert:export",
 }
 BACKENDS = {
     "coreai": "edgekit.runtimes.backend_coreai:CoreAIBackend",
@@ -68,6 +69,7 @@ BACKENDS = {
     "onnx-qdq": "edgekit.runtimes.backend_onnx_qdq:QdqBackend",
     "executorch": "edgekit.runtimes.backend_executorch:ExecuTorchBackend",
     "coreml": "edgekit.runtimes.backend_coreml:CoreMLBackend",
+    "litert": "edgekit.runtimes.backend_litert:LitertBackend",
 }
 MEASURE_COSTS = "edgekit.converters.sensitivity:measure_costs"
 # Formats whose programs can be written to a size: what they would take.
@@ -109,6 +111,7 @@ FORMAT_EXTRAS = {
         {"torch": "torch", "coreai": "coreai-core", "coreai_torch": "coreai-torch"},
         "macOS on arm64, Linux on x86-64",
     ),
+    "litert": ({"torch": "torch", "ai_edge_litert": "ai-edge-litert"}, "Linux, macOS on arm64, Windows on x86-64"),
 }
 
 

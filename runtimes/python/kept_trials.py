@@ -5,27 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cache_directory", "keep_trial", "read_trial", "trial_file"]
-
-
-def cache_directory() -> Path | None:
-    """Where this user's programs may keep what they can find out again; it may not be there yet. None for users of no home."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # containers run as users that the system does not know
-        return None
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "edgekit" / "cache"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "edgekit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "edgekit"
+__all__ = ["keep_trial", "read_trial", "trial_file"]
 
 
 def trial_file(folder: Path, depends_on: Mapping[str, Any]) -> Path:

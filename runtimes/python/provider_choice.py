@@ -20,9 +20,10 @@ from edgekit.child import ChildError, run_child
 from edgekit.errors import BundleError, EdgeKitError, MissingExtraError, UnsupportedError
 from edgekit.machine import describe_machine
 from edgekit.registry import PROVIDERS_OF_FORMATS
+from edgekit.user_cache import cache_directory
 
 from .backend import Runtime
-from .kept_trials import cache_directory, keep_trial, read_trial, trial_file
+from .kept_trials import keep_trial, read_trial, trial_file
 from .providers import PROVIDERS, executor_name, find_devices, is_installed, package_versions
 
 __all__ = ["CPU_ONLY", "ProviderChoice", "choose_provider", "fall_back", "list_providers"]

@@ -13,9 +13,10 @@ import edgekit
 from edgekit.child import ChildError, run_child
 from edgekit.errors import BundleError
 from edgekit.machine import describe_machine
+from edgekit.user_cache import cache_directory
 
 from .executorch_runtime import executorch_version
-from .kept_trials import cache_directory, keep_trial, read_trial, trial_file
+from .kept_trials import keep_trial, read_trial, trial_file
 
 __all__ = ["try_out"]
 

@@ -21,6 +21,7 @@ from edgekit.outline import outline_of
 from edgekit.plan import Plan, make_plan
 from edgekit.plan_frame import DEFAULT_CONTEXT
 from edgekit.quant import RECIPES, CacheFormat, WeightFormat
+from edgekit.registry import CONVERTERS
 from edgekit.scheme_choice import AUTO_MEMORY_PART, AUTO_TOKENS_PER_S
 from edgekit.source import Provenance, Source, StoredBlocks, TokenizerFiles, part_shapes
 from edgekit.target import Target, load_target
@@ -217,12 +218,14 @@ def test_scheme_of_an_npus_plan_is_planned_again() -> None:
     assert "--context" in what_would_fit(outline_of(source_of(SMOLLM2_135M)), npu, small).hint()
 
 
-def test_target_without_a_format_that_is_converted_to_is_refused() -> None:
+def test_target_without_a_format_that_is_converted_to_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(CONVERTERS, "litert")
     with pytest.raises(UnsupportedError, match="takes litert"):
         make_plan(source_of(SMOLLM2_135M), device(formats=("litert",)))
 
 
-def test_second_choice_of_format_is_noted() -> None:
+def test_second_choice_of_format_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(CONVERTERS, "litert")
     plan = make_plan(source_of(SMOLLM2_135M), device(formats=("litert", "onnx")), quant="int8")
     assert plan.notes == ("linux-x86-64 prefers litert, which is not converted to yet: onnx instead",)
 

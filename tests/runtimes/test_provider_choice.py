@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 import edgekit
+from edgekit import user_cache
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.errors import BundleError, MissingExtraError, UnsupportedError
 from edgekit.gate import verify_bundle
-from edgekit.runtimes import kept_trials, provider_choice, providers
+from edgekit.runtimes import provider_choice, providers
 from edgekit.runtimes.engine import load_model
 from edgekit.runtimes.provider_choice import choose_provider, list_providers
 
@@ -230,7 +231,7 @@ def test_user_without_a_home_keeps_nothing(
 
     monkeypatch.undo()  # the real `cache_directory`
     monkeypatch.setattr(Path, "home", no_home)
-    assert kept_trials.cache_directory() is None
+    assert user_cache.cache_directory() is None
     machine(qnn=NO_LIBRARY)
     assert choose(npu_bundle).name == "cpu"
 

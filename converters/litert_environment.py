@@ -1,0 +1,81 @@
+"""litert-torch in an environment of its own, made when it is first needed.
+
+It pins a release of xdsl that pins typing-extensions under 4.13, which the Core ML, Core AI and OpenAI packages do not take.
+So it and what it pins are installed into a virtual environment that sees this one's packages too, PyTorch among them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from edgekit.errors import ConversionError
+from edgekit.progress import Progress, ProgressFn
+from edgekit.user_cache import cache_directory
+
+__all__ = ["environment_python"]
+
+LITERT_TORCH = "0.10.0"
+_DONE = "edgekit-done"
+_PYTHON = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+
+
+def environment_python(on_progress: ProgressFn | None = None) -> Path:
+    """The interpreter of the environment; made by pip if it is not there yet: a minute, and 800 MB.
+
+    Raises:
+        ConversionError: There is no place for it, or pip fails, as without a network.
+    """
+    torch = version("torch").partition("+")[0]
+    kept = cache_directory()
+    if kept is None:
+        raise ConversionError("there is no home directory to keep LiteRT's converter in", hint="set HOME")
+    found = kept / "environments" / f"litert-torch-{LITERT_TORCH}-torch-{torch}-{sys.implementation.cache_tag}"
+    if _is_made(found):
+        return found / _PYTHON
+    if on_progress:
+        on_progress(Progress("install", 0, 1, "environments"))
+    _make(found, torch)
+    if on_progress:
+        on_progress(Progress("install", 1, 1, "environments"))
+    return found / _PYTHON
+
+
+def _is_made(directory: Path) -> bool:
+    """Whether it is complete, and sees this environment's packages rather than another's."""
+    with suppress(OSError):
+        return (directory / _DONE).read_text(encoding="utf-8") == _packages()
+    return False
+
+
+def _packages() -> str:
+    return sysconfig.get_path("purelib")
+
+
+def _make(directory: Path, torch: str) -> None:
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        venv.create(directory, with_pip=True)
+        base = {"base": str(directory), "platbase": str(directory)}
+        inside = Path(sysconfig.get_path("purelib", scheme="venv", vars=base))
+        (inside / "edgekit.pth").write_text(_packages() + "\n", encoding="utf-8")
+        wanted = [f"litert-torch=={LITERT_TORCH}", f"torch=={torch}"]
+        pip = [str(directory / _PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+        done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConversionError(f"no environment can be made for LiteRT's converter: {error}") from error
+    if done.returncode:
+        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+        raise ConversionError(
+            f"litert-torch {LITERT_TORCH} can't be installed: {reasons[-1][:200]}",
+            hint="conversion to LiteRT downloads its tools once; the other formats do without them",
+        )
+    (directory / _DONE).write_text(_packages(), encoding="utf-8")

@@ -1,0 +1,86 @@
+"""LiteRT: a .tflite with three functions of static shape, which share their weights; the runtime keeps the cache.
+
+litert-torch converts. It pins old packages, so it has an environment of its own, where another process converts the decoder
+that is built here (`litert_worker`). Weights are the quantizer's own whole numbers: the file's floats are replaced by them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from edgekit.child import ChildError, run_child
+from edgekit.errors import ConversionError
+from edgekit.graph import CacheLayout, Graph
+from edgekit.plan import Plan
+from edgekit.progress import Progress, ProgressFn
+from edgekit.source import Source
+
+from .litert_attention import PAST, PRESENT, GivenCacheAttention, LitertFunction
+from .litert_environment import environment_python
+from .litert_weights import LitertParts
+from .stored_weights import stored_weights
+from .torch_decoder import TorchDecoder
+from .torch_weights import load_weights
+
+__all__ = ["export"]
+
+PROGRAM = "litert/model.tflite"
+CHUNK = 64
+WORKER = "edgekit.converters.litert_worker"
+
+
+def export(
+    source: Source,
+    plan: Plan,
+    directory: Path,
+    *,
+    texts: Sequence[Sequence[int]] = (),
+    on_progress: ProgressFn | None = None,
+) -> Graph:
+    """Write the program into `directory`/litert.
+
+    Args:
+        texts: Token ids to calibrate on, where the plan needs them.
+
+    Raises:
+        SourceError: A weight can't be read or is not a finite number.
+        ConversionError: The environment can't be made, or LiteRT's tools fail.
+    """
+    config, chunk, path = source.config, min(CHUNK, plan.context), directory / PROGRAM
+    python = environment_python(on_progress)
+    parts, attention = LitertParts(), GivenCacheAttention(config, plan.context)
+    stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
+    weights = load_weights(stored, config, parts)
+    decoder = TorchDecoder(config, weights, attention, context=plan.context, last_row=False)
+    switches = bool(decoder.positions.switch)
+    path.parent.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".litert-") as place:
+        if on_progress:
+            on_progress(Progress("lower", 0, 1, "steps"))
+        handed = Path(place) / "decoder.pt"
+        torch.save({"function": LitertFunction(decoder, attention), "integers": parts.integers}, handed)
+        task = {"decoder": str(handed), "program": str(path), "chunk": chunk, "rope_length": switches}
+        try:
+            operators = run_child(WORKER, task, python=python)["operators"]
+        except ChildError as error:
+            raise ConversionError(f"LiteRT's tools failed: {error.message}", hint=error.hint) from error
+        if on_progress:
+            on_progress(Progress("lower", 1, 1, "steps"))
+    numbers = ("tokens", "past_length", "logits_start", *(["rope_length"] if switches else []))
+    heads = config.attention
+    return Graph(
+        format="litert",
+        files=(PROGRAM,),
+        inputs={name: name for name in numbers},
+        outputs={"logits": "logits"},
+        cache=CacheLayout(len(config.layers), heads.kv_heads, heads.head_dim, "float32", *PAST, *PRESENT),
+        vocab_size=config.vocab_size,
+        rope_switch=config.longrope_switch if switches else 0,
+        weights=weights.reports,
+        chunk=chunk,
+        operators=operators,
+    )
