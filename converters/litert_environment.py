@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 from contextlib import suppress
 from importlib.metadata import version
@@ -56,17 +57,35 @@ def _is_made(directory: Path) -> bool:
 
 
 def _packages() -> str:
-    return sysconfig.get_path("purelib")
+    """Where this environment's packages are, one folder a line."""
+    folders = [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
+    return "".join(f"{path}\n" for path in folders)
 
 
 def _make(directory: Path, torch: str) -> None:
+    """Made aside and renamed: another process may be making it too."""
     try:
-        shutil.rmtree(directory, ignore_errors=True)
         directory.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f"{directory.name}-"))
+    except OSError as error:
+        raise ConversionError(f"no environment can be made for LiteRT's converter: {error}") from error
+    try:
+        _install(aside, torch)
+        (aside / _DONE).write_text(_packages(), encoding="utf-8")
+        if not _is_made(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+            with suppress(OSError):  # the other one was first
+                aside.rename(directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _install(directory: Path, torch: str) -> None:
+    try:
         venv.create(directory, with_pip=True)
         base = {"base": str(directory), "platbase": str(directory)}
         inside = Path(sysconfig.get_path("purelib", scheme="venv", vars=base))
-        (inside / "edgekit.pth").write_text(_packages() + "\n", encoding="utf-8")
+        (inside / "edgekit.pth").write_text(_packages(), encoding="utf-8")
         wanted = [f"litert-torch=={LITERT_TORCH}", f"torch=={torch}"]
         pip = [str(directory / _PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
         done = subprocess.run(pip, capture_output=True, text=True, check=False)
@@ -78,4 +97,3 @@ def _make(directory: Path, torch: str) -> None:
             f"litert-torch {LITERT_TORCH} can't be installed: {reasons[-1][:200]}",
             hint="conversion to LiteRT downloads its tools once; the other formats do without them",
         )
-    (directory / _DONE).write_text(_packages(), encoding="utf-8")
