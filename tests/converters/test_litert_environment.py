@@ -1,0 +1,64 @@
+"""The environment of LiteRT's converter: made once, whole or not at all. Pip is left out: `test_backend_litert` runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+from edgekit.converters import litert_environment
+from edgekit.converters.litert_environment import environment_python
+from edgekit.errors import ConversionError
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+    """The environments that were installed, in a cache of their own."""
+    found: list[Path] = []
+
+    def install(directory: Path, torch: str) -> None:
+        venv.create(directory, with_pip=False)
+        found.append(directory)
+
+    monkeypatch.setattr(litert_environment, "cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setattr(litert_environment, "_install", install)
+    return found
+
+
+def test_environment_is_made_once_and_runs_where_it_was_moved_to(made: list[Path], tmp_path: Path) -> None:
+    python = environment_python()
+    assert environment_python() == python
+    assert len(made) == 1
+    done = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], check=True, capture_output=True, text=True)
+    assert Path(done.stdout.strip()).resolve() == python.parent.parent.resolve()
+    assert [path.name for path in (tmp_path / "cache" / "environments").iterdir()] == [python.parent.parent.name]
+
+
+def test_environment_of_other_packages_is_made_again(made: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    environment_python()
+    monkeypatch.setattr(litert_environment, "_packages", lambda: "/elsewhere/site-packages\n")
+    environment_python()
+    assert len(made) == 2
+
+
+def test_installation_that_fails_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, made: list[Path], tmp_path: Path
+) -> None:
+    def failing(directory: Path, torch: str) -> None:
+        (directory / "half").write_text("", encoding="utf-8")
+        raise ConversionError("litert-torch can't be installed: no network")
+
+    monkeypatch.setattr(litert_environment, "_install", failing)
+    with pytest.raises(ConversionError, match="no network"):
+        environment_python()
+    assert list((tmp_path / "cache" / "environments").iterdir()) == []
+
+
+def test_user_without_a_home_is_told(made: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litert_environment, "cache_directory", lambda: None)
+    with pytest.raises(ConversionError, match="no home directory"):
+        environment_python()
