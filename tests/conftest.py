@@ -157,7 +157,8 @@ FAMILIES = (
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with the argument `architecture` or `family` runs with each of those: (model type, changes of its config)."""
-    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    marks = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    own = {name for names in marks for name in (names.split(",") if isinstance(names, str) else names)}
     for argument, names in (("architecture", tuple(ARCHITECTURES)), ("family", FAMILIES)):
         if argument in metafunc.fixturenames and argument not in own:
             metafunc.parametrize(argument, [ARCHITECTURES[name] for name in names], ids=names)
