@@ -135,10 +135,14 @@ class ExecuTorchMethod:
         ids = np.zeros((rows, len(tokens)), np.int64)
         ids[0] = tokens
         more = [torch.tensor([rope_length])] if "rope_length" in self.graph.inputs else []
+        others = torch.get_num_threads()
+        torch.set_num_threads(1)  # products inside of attention would start PyTorch's threads, beside ExecuTorch's
         try:
             found = self._forward([torch.from_numpy(ids), torch.tensor([start]), *more], clone_outputs=False)
         except Exception as error:  # the bindings raise RuntimeError, and what C++ threw
             raise GenerationError(f"ExecuTorch failed: {str(error).strip().splitlines()[0]}") from error
+        finally:
+            torch.set_num_threads(others)
         logits: NDArray[np.float32] = found[0][0].numpy()
         return logits
 

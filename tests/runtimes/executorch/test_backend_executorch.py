@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -165,9 +166,11 @@ def test_session_that_nobody_closed_leaves_the_buffers(exported: Any, backend: A
 def test_models_share_a_pool_and_keep_their_threads(exported: Any) -> None:
     count = executorch_runtime._bindings()._threadpool_get_thread_count
     models = {threads: load(exported, threads=threads) for threads in (1, 2)}
+    before = torch.get_num_threads()
     for threads in (1, 2, 1):
         forward(models[threads].decoder(), text(9, 5))
         assert count() == threads
+        assert torch.get_num_threads() == before, "PyTorch's own threads are its user's"
 
 
 def test_weights_may_be_read_rather_than_mapped(exported: Any) -> None:
