@@ -16,14 +16,14 @@ from torch.export import Dim, ExportedProgram
 
 from edgekit.config import ModelConfig
 from edgekit.errors import ConversionError
-from edgekit.graph import CacheLayout, Graph
+from edgekit.graph import CacheLayout, Graph, TensorReport
 from edgekit.plan import Plan
 from edgekit.progress import Progress, ProgressFn
 from edgekit.quiet import quieted
 from edgekit.source import Source
 
 from .executorch_attention import KEY_CACHE, VALUE_CACHE, ComputedPositions, ExecutorchAttention
-from .executorch_lowering import METHOD, lower
+from .executorch_lowering import METHOD, Lowered, lower
 from .executorch_parts import ExecutorchParts
 from .stored_weights import stored_weights
 from .torch_decoder import TorchDecoder
@@ -73,24 +73,7 @@ def export(
         ) from error
     if on_progress:
         on_progress(Progress("lower", 2, 2, "steps"))
-    attention = config.attention
-    return Graph(
-        format="executorch",
-        files=(PROGRAM,),
-        inputs=inputs,
-        outputs={"logits": "logits"},
-        cache=CacheLayout(
-            len(config.layers), attention.kv_heads, attention.head_dim, "float32",
-            KEY_CACHE, VALUE_CACHE, KEY_CACHE, VALUE_CACHE,
-        ),
-        vocab_size=config.vocab_size,
-        rope_switch=config.longrope_switch if "rope_length" in inputs else 0,
-        weights=weights.reports,
-        window=config.window,
-        chunk=_chunk(plan.context),
-        operators={METHOD: lowered.operators},
-        delegated=lowered.delegated,
-    )  # fmt: skip
+    return _graph(config, plan, inputs, weights.reports, lowered)
 
 
 class ExecutorchDecoder(nn.Module):
@@ -121,6 +104,29 @@ class ExecutorchDecoder(nn.Module):
         wanted = torch.arange(new - rows, new)
         logits: Tensor = self.decoder(tokens[:1], start_pos, rope_length, wanted)
         return logits
+
+
+def _graph(
+    config: ModelConfig, plan: Plan, inputs: dict[str, str], reports: tuple[TensorReport, ...], lowered: Lowered
+) -> Graph:
+    attention = config.attention
+    return Graph(
+        format="executorch",
+        files=(PROGRAM,),
+        inputs=inputs,
+        outputs={"logits": "logits"},
+        cache=CacheLayout(
+            len(config.layers), attention.kv_heads, attention.head_dim, "float32",
+            KEY_CACHE, VALUE_CACHE, KEY_CACHE, VALUE_CACHE,
+        ),
+        vocab_size=config.vocab_size,
+        rope_switch=config.longrope_switch if "rope_length" in inputs else 0,
+        weights=reports,
+        window=config.window,
+        chunk=_chunk(plan.context),
+        operators={METHOD: lowered.operators},
+        delegated=lowered.delegated,
+    )  # fmt: skip
 
 
 def _inputs(config: ModelConfig, context: int) -> dict[str, str]:
