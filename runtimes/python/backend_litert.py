@@ -50,6 +50,7 @@ class LitertBackend:
                 from ai_edge_litert.interpreter import Interpreter
 
                 self._interpreter = Interpreter(str(path), num_threads=options.threads)
+                self._interpreter.allocate_tensors()  # its delegate announces itself here rather than in a forward
                 signatures: dict[str, Any] = self._interpreter.get_signature_list()
                 runners = {name: self._interpreter.get_signature_runner(name) for name in signatures}
         except (ValueError, RuntimeError, TypeError) as error:  # what its bindings raise
