@@ -36,7 +36,7 @@ def _automatic_scheme(frame: Frame, notes: list[str]) -> QuantScheme:
     else:
         scheme = _rule_of_auto(frame, notes) if frame.target.quant == "auto" else load_scheme(frame.target.quant)
     if frame.outline.quantized and not scheme.keep:
-        notes.append(f"{frame.format} can't carry the checkpoint's own blocks over: {scheme.name} rounds them again")
+        notes.append(f"the checkpoint's own blocks can't be carried over: {scheme.name} rounds them again")
     allowed = frame.capability.schemes
     if not allowed or scheme.name in allowed:
         return scheme
