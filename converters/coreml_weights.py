@@ -170,7 +170,8 @@ class WeightFile:
                 :, None, :, None
             ]  # [groups of rows, 1 of columns, values, 1]
             values = rows.values.reshape(count, columns).astype(_UNSIGNED[bits])
-            return _Matrix(self._write(f"{name}_values", values), table=self._write(f"{name}_table", table))
+            of_rows = self._write(f"{name}_scales", self._floats(stored.role, rows.scales))
+            return _Matrix(self._write(f"{name}_values", values), of_rows, table=self._write(f"{name}_table", table))
         if rows.values[0].size != columns:
             raise ConversionError(
                 f"{stored.role}: blocks of {rows.values.shape[-1]} do not divide its rows of {columns}, as Core ML needs",

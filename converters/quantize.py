@@ -44,8 +44,8 @@ class QuantizedRows:
         squared_error: Sum over all weights of (weight - stored weight)^2.
         squared_weight: Sum over all weights of weight^2.
         offsets: float32 [rows, blocks], added to each weight of a block; None for formats without.
-        tables: float32 [tables, 2^bits], each of equally many rows: what values stand for in palettes, whose scales
-            are 1; None for other formats.
+        tables: float32 [tables, 2^bits], each of equally many rows: what values stand for in palettes, whose rows
+            have one scale each; None for other formats.
     """
 
     values: Bytes
@@ -120,7 +120,7 @@ def dequantize(rows: QuantizedRows, form: WeightFormat, columns: int) -> Floats:
     """The weights that stored rows stand for, float32 [rows, columns]."""
     if rows.tables is not None:
         shared = rows.values.reshape(len(rows.tables), -1)
-        return np.take_along_axis(rows.tables, shared, axis=1).reshape(len(rows.values), columns)
+        return np.take_along_axis(rows.tables, shared, axis=1).reshape(len(rows.values), columns) * rows.scales
     if rows.zero_points is None:
         zero_points = np.full(rows.scales.shape, 1 << (form.bits - 1), np.float32)
     else:
@@ -160,14 +160,14 @@ def fit_blocks(
 
 
 def _in_palettes(weights: Floats, form: WeightFormat) -> QuantizedRows:
-    """Each weight as the nearest of its rows' table."""
-    values, tables = fit_palettes(weights.reshape(len(weights) // form.block_size, -1), 1 << form.bits)
-    found = np.take_along_axis(tables, values, axis=1).reshape(weights.shape)
-    error = found - weights
-    ones = np.ones((len(weights), 1), np.float32)
-    shaped = values.reshape(len(weights), 1, -1)
+    """Each row scaled to a mean square of one, and each weight as the nearest of the table's: else small rows lose theirs."""
+    scales = np.sqrt(np.square(weights).mean(1, keepdims=True))
+    scales[scales < _SMALLEST] = 1
+    alike = (weights / scales).reshape(len(weights) // form.block_size, -1)
+    values, tables = fit_palettes(alike, 1 << form.bits)
+    error = np.take_along_axis(tables, values, axis=1).reshape(weights.shape) * scales - weights
     squares = float(np.vdot(error, error)), float(np.vdot(weights, weights))
-    return QuantizedRows(shaped, ones, None, *squares, tables=tables)
+    return QuantizedRows(values.reshape(len(weights), 1, -1), scales, None, *squares, tables=tables)
 
 
 def _quantize_tile(

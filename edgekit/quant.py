@@ -83,7 +83,8 @@ class WeightFormat:
     `row_scaled` is what NPUs take: symmetric, with one float32 scale for each row, which in formats with blocks each block
     multiplies by a whole number of its own, up to 15; without (block size 0) a row is one block.
 
-    A `palette` is a table of 2^bits float16 values, of which each weight is one: `block_size` rows share it.
+    A `palette` is a table of 2^bits float16 values, of which each weight is one, times a float16 scale of its row:
+    `block_size` rows share the table.
 
     `bfloat16_scales`, of symmetric formats, are what XNNPACK's kernels read: each over zero and a bfloat16.
     """
@@ -116,7 +117,7 @@ class WeightFormat:
         if self.is_float:
             return rows * columns * self.bits // 8
         if self.palette:
-            return rows * columns * self.bits // 8 + -(-rows // self.block_size) * 2 * (1 << self.bits)
+            return rows * (columns * self.bits // 8 + 2) + -(-rows // self.block_size) * 2 * (1 << self.bits)
         if self.row_scaled:
             return rows * (columns * self.bits // 8 + 4 + (columns // self.block_size if self.block_size else 0))
         blocks = -(-columns // self.block_size)

@@ -236,4 +236,4 @@ def test_palettes_are_found_by_k_means_alone(tmp_path: Path) -> None:
         load_scheme(recipe(tmp_path, 'rounding = "gptq"\nbits = 4\nblock_size = 16\npalette = true\n'))
     with pytest.raises(PlanError, match="8 bits are not handled"):
         load_scheme(recipe(tmp_path, "bits = 8\nblock_size = 16\npalette = true\n"))
-    assert WeightFormat(6, 16, palette=True).size_bytes(32, 100) == 32 * 100 * 6 // 8 + 2 * 64 * 2
+    assert WeightFormat(6, 16, palette=True).size_bytes(32, 100) == 32 * (100 * 6 // 8 + 2) + 2 * 64 * 2
