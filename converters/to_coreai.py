@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.config import ModelConfig
-from edgekit.errors import ConversionError
+from edgekit.errors import ConversionError, first_line
 from edgekit.graph import CacheLayout, Graph
 from edgekit.plan import Plan
 from edgekit.progress import Progress, ProgressFn
@@ -135,7 +135,7 @@ def _lower(
     except OSError as error:
         raise ConversionError(f"{asset.name} can't be written: {error.strerror or error}") from error
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:  # of torch.export and coreai-torch
-        raise ConversionError(f"Core AI's tools can't lower this model: {str(error).splitlines()[0]}") from error
+        raise ConversionError(f"Core AI's tools can't lower this model: {first_line(error)}") from error
 
 
 def _example(config: ModelConfig, plan: Plan, takes_rope_length: bool) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from edgekit.config import ModelConfig
-from edgekit.errors import ConversionError
+from edgekit.errors import ConversionError, first_line
 from edgekit.graph import CacheLayout, Graph, TensorReport
 from edgekit.plan import Plan
 from edgekit.progress import Progress, ProgressFn
@@ -67,9 +67,9 @@ def export(
                 on_progress(Progress("lower", 1, 2, "steps"))
             lowered = lower(exported, _metadata(source, plan.context), path)
     except Exception as error:  # the toolchain's errors share no base class but this
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConversionError(
-            f"ExecuTorch's tools failed: {reason}", hint="-v shows what they say; --format onnx does without them"
+            f"ExecuTorch's tools failed: {first_line(error)}",
+            hint="-v shows what they say; --format onnx does without them",
         ) from error
     if on_progress:
         on_progress(Progress("lower", 2, 2, "steps"))

@@ -26,6 +26,7 @@ __all__ = [
     "SourceError",
     "TargetError",
     "UnsupportedError",
+    "first_line",
 ]
 
 
@@ -80,3 +81,9 @@ class MissingExtraError(EdgeKitError):
 
 class GenerationError(EdgeKitError):
     """A prompt or an option that the loaded model cannot serve."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without its stack; its class's name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from edgekit.errors import EdgeKitError
+from edgekit.errors import EdgeKitError, first_line
 
 __all__ = ["Binder", "read_toml", "within"]
 
@@ -54,7 +54,7 @@ def read_toml(path: Path, error: type[EdgeKitError]) -> dict[str, Any]:
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}") from reason
     except (ValueError, RecursionError) as reason:
-        raise error(f"{path} is not valid TOML: {_first_line(reason)}") from reason
+        raise error(f"{path} is not valid TOML: {first_line(reason)}") from reason
     if _depth(values) > _DEEPEST:
         raise error(f"{path} is not valid here: its tables are nested more than {_DEEPEST} deep")
     return values
@@ -177,10 +177,6 @@ def _is_finite(value: Any) -> bool:
     if type(value) is int:
         return -_LARGEST <= value <= _LARGEST
     return type(value) is float and math.isfinite(value)
-
-
-def _first_line(reason: Exception) -> str:
-    return (str(reason).splitlines() or [type(reason).__name__])[0]
 
 
 def _depth(values: Any) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.errors import GenerationError
+from edgekit.errors import GenerationError, first_line
 from edgekit.graph import Graph
 from edgekit.quiet import quieted
 from edgekit.runtime_options import RuntimeOptions
@@ -109,7 +109,7 @@ class CoreAIDecoder:
         try:
             found = wait_for(program.run(inputs, self._states))
         except RuntimeError as error:
-            raise GenerationError(f"Core AI failed: {str(error).splitlines()[0]}") from error
+            raise GenerationError(f"Core AI failed: {first_line(error)}") from error
         self._length = end
         return found[self._graph.outputs["logits"]][0, -rows:].astype(np.float32)
 

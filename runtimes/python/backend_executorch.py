@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekit.errors import BundleError, GenerationError
+from edgekit.errors import BundleError, GenerationError, first_line
 from edgekit.graph import Graph
 from edgekit.runtime_options import RuntimeOptions
 
@@ -140,7 +140,7 @@ class ExecuTorchMethod:
         try:
             found = self._forward([torch.from_numpy(ids), torch.tensor([start]), *more], clone_outputs=False)
         except Exception as error:  # the bindings raise RuntimeError, and what C++ threw
-            raise GenerationError(f"ExecuTorch failed: {str(error).strip().splitlines()[0]}") from error
+            raise GenerationError(f"ExecuTorch failed: {first_line(error)}") from error
         finally:
             torch.set_num_threads(others)
         logits: NDArray[np.float32] = found[0][0].numpy()

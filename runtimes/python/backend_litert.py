@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.errors import BundleError, GenerationError
+from edgekit.errors import BundleError, GenerationError, first_line
 from edgekit.graph import Graph
 from edgekit.quiet import quieted
 from edgekit.runtime_options import RuntimeOptions
@@ -54,9 +54,8 @@ class LitertBackend:
                 signatures: dict[str, Any] = self._interpreter.get_signature_list()
                 runners = {name: self._interpreter.get_signature_runner(name) for name in signatures}
         except (ValueError, RuntimeError, TypeError) as error:  # what its bindings raise
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BundleError(
-                f"{graph.files[0]} is not loaded by LiteRT: {first_line}", hint="convert the model again"
+                f"{graph.files[0]} is not loaded by LiteRT: {first_line(error)}", hint="convert the model again"
             ) from error
         if not graph.chunk or not _agrees(runners, graph, context):
             raise BundleError(
@@ -149,8 +148,7 @@ class LitertDecoder:
         except BaseException as error:  # an interrupt too: a part of the tokens must not stay
             self._length = before
             if isinstance(error, RuntimeError | ValueError):
-                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise GenerationError(f"LiteRT failed: {first_line}") from error
+                raise GenerationError(f"LiteRT failed: {first_line(error)}") from error
             raise
         return np.concatenate(logits)
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.errors import BundleError, GenerationError
+from edgekit.errors import BundleError, GenerationError, first_line
 from edgekit.graph import EMPTY_UINT8, Graph
 from edgekit.runtime_options import RuntimeOptions
 
-from .providers import GraphSession, find_devices, first_line, open_session
+from .providers import GraphSession, find_devices, open_session
 from .session_options import session_options
 
 __all__ = ["QdqBackend"]

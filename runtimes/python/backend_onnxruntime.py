@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgekit.errors import BundleError, GenerationError
+from edgekit.errors import BundleError, GenerationError, first_line
 from edgekit.graph import Graph
 from edgekit.runtime_options import RuntimeOptions
 
@@ -63,9 +63,8 @@ class OnnxRuntimeBackend:
                 self.session: Any = ort.InferenceSession(files[0], settings, providers=["CPUExecutionProvider"])
                 self._mappings = unchanged_mappings(files) - before
         except Exception as error:  # ONNX Runtime's errors share no base class but this
-            first_line = str(error).strip().splitlines()[0]
             raise BundleError(
-                f"{graph.files[0]} is not loaded by ONNX Runtime {ort.__version__}: {first_line}",
+                f"{graph.files[0]} is not loaded by ONNX Runtime {ort.__version__}: {first_line(error)}",
                 hint="convert the model again with this version of EdgeKit",
             ) from error
         _check_declared(self.session, graph)
@@ -186,7 +185,7 @@ class OnnxRuntimeDecoder:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime's errors share no base class but this
-            raise GenerationError(f"ONNX Runtime failed: {str(error).strip().splitlines()[0]}") from error
+            raise GenerationError(f"ONNX Runtime failed: {first_line(error)}") from error
         self._length += new
         rows_found: NDArray[np.float32] = self._logits[0]
         return rows_found

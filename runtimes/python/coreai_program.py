@@ -19,7 +19,7 @@ from coreai import runtime
 from numpy.typing import NDArray
 
 from edgekit.child import ChildError, run_child
-from edgekit.errors import BundleError
+from edgekit.errors import BundleError, first_line
 from edgekit.graph import Graph
 
 from .coreai_names import MAIN, PREPARED
@@ -88,7 +88,7 @@ async def open_program(path: Path, graph: Graph) -> OpenProgram:
     except ChildError as error:
         raise _not_taken(path, error.message) from error
     except (RuntimeError, KeyError) as error:
-        raise _not_taken(path, str(error).partition("\n")[0]) from error
+        raise _not_taken(path, first_line(error)) from error
     _check_declared(program, path, graph)
     return program
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.errors import BundleError, GenerationError, MissingExtraError
+from edgekit.errors import BundleError, GenerationError, MissingExtraError, first_line
 from edgekit.quiet import quieted
 
 from .backend import Runtime
@@ -51,7 +51,7 @@ class NativeProgram:
         except ModuleNotFoundError as error:
             raise MissingExtraError("coremltools", "coreml") from error
         except Exception as error:  # coremltools passes on what Core ML says as RuntimeError and plain Exception
-            raise BundleError(f"{package.name} is not loaded by Core ML: {_first_line(error)}") from error
+            raise BundleError(f"{package.name} is not loaded by Core ML: {first_line(error)}") from error
         self._first = functions[0]
 
     def new_states(self) -> Any:
@@ -67,7 +67,7 @@ class NativeProgram:
         try:
             return np.asarray(self._models[function].predict(dict(inputs), states)[output])
         except Exception as error:  # as above
-            raise GenerationError(f"Core ML failed: {_first_line(error)}") from error
+            raise GenerationError(f"Core ML failed: {first_line(error)}") from error
 
     def read_state(self, states: Any, name: str) -> ArrayLike:
         """See `CoreMLProgram.read_state`."""
@@ -76,7 +76,3 @@ class NativeProgram:
     def write_state(self, states: Any, name: str, array: ArrayLike) -> None:
         """See `CoreMLProgram.write_state`."""
         states.write_state(name, array)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from edgekit.errors import BundleError, MissingExtraError
+from edgekit.errors import BundleError, MissingExtraError, first_line
 from edgekit.quiet import quieted
 
 __all__ = ["ProgramFile", "executorch_version", "set_threads"]
@@ -132,7 +132,7 @@ def _home() -> Path:
 
 
 def _not_loaded(path: Path, error: Exception) -> BundleError:
-    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    said = first_line(error)
     code = re.search(r"0x:?([0-9a-f]+)", said)
     reason = _REASONS.get(int(code[1], 16), said) if code else said
     return BundleError(

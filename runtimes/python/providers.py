@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgekit.errors import BundleError, UnsupportedError
+from edgekit.errors import BundleError, UnsupportedError, first_line
 from edgekit.registry import load_attribute
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "GraphSession",
     "executor_name",
     "find_devices",
-    "first_line",
     "is_installed",
     "open_session",
     "package_versions",
@@ -186,12 +185,6 @@ def _check_fixed_shapes(session: GraphSession, path: Path) -> None:
                 f"{path.name}: {value.name} has a dimension that is not fixed, which no NPU takes",
                 hint="convert the model again with this version of EdgeKit",
             )
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of ONNX Runtime says, without its stack."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _is_importable(module: str) -> bool:

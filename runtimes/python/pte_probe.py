@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from edgekit.child import answer
-from edgekit.errors import BundleError
+from edgekit.errors import BundleError, first_line
 
 from .executorch_runtime import ProgramFile
 
@@ -29,7 +29,7 @@ def probe(*, path: str) -> dict[str, Any]:
         for shape in ((1, 1), (min(rows, 2), min(new, 3))):
             method([torch.zeros(shape, dtype=torch.int64), *numbers])
     except (RuntimeError, IndexError, ValueError) as error:
-        raise BundleError(str(error).strip().splitlines()[0]) from error
+        raise BundleError(first_line(error)) from error
     return {}
 
 
