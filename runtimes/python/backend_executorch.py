@@ -31,6 +31,7 @@ __all__ = ["ExecuTorchBackend"]
 _LONG, _FLOAT = 4, 6  # runtime/core/portable_type/scalar_type.h
 _CACHE_TYPES = {"float32": torch.float32, "float16": torch.float16}
 FIRST_CAPACITY = 512
+_THREADS = threading.Lock()  # whose numbers are the process's: one model computes at a time
 
 
 class ExecuTorchBackend:
@@ -98,11 +99,11 @@ class ExecuTorchMethod:
         self._file = ProgramFile(path, mapped=options.mapped_weights)
         self._forward = self._file.load_method("forward")
         ends = self._file.constant("get_eos_ids")
-        self.end_tokens = None if ends is None else frozenset(int(token) for token in ends)
         try:
+            self.end_tokens = None if ends is None else frozenset(int(token) for token in ends)
             self.most_rows, self.most_tokens = _declared_rows(self._forward.method_meta(), graph)
             self.cache = [_buffer(self._forward, name, graph, context) for name in _buffer_names(graph)]
-        except (RuntimeError, IndexError, ValueError) as error:
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{graph.files[0]} is not the program that the manifest describes", hint="convert the model again"
             ) from error
@@ -131,18 +132,19 @@ class ExecuTorchMethod:
 
     def compute(self, tokens: NDArray[np.int64], start: int, rows: int, rope_length: int) -> NDArray[np.float32]:
         """One forward of tokens that follow `start` others; logits [rows, vocabulary] in the method's memory."""
-        set_threads(self._threads)
         ids = np.zeros((rows, len(tokens)), np.int64)
         ids[0] = tokens
         more = [torch.tensor([rope_length])] if "rope_length" in self.graph.inputs else []
-        others = torch.get_num_threads()
-        torch.set_num_threads(1)  # products inside of attention would start PyTorch's threads, beside ExecuTorch's
-        try:
-            found = self._forward([torch.from_numpy(ids), torch.tensor([start]), *more], clone_outputs=False)
-        except Exception as error:  # the bindings raise RuntimeError, and what C++ threw
-            raise GenerationError(f"ExecuTorch failed: {first_line(error)}") from error
-        finally:
-            torch.set_num_threads(others)
+        with _THREADS:
+            set_threads(self._threads)
+            others = torch.get_num_threads()
+            torch.set_num_threads(1)  # products inside of attention would start PyTorch's threads, beside ExecuTorch's
+            try:
+                found = self._forward([torch.from_numpy(ids), torch.tensor([start]), *more], clone_outputs=False)
+            except Exception as error:  # the bindings raise RuntimeError, and what C++ threw
+                raise GenerationError(f"ExecuTorch failed: {first_line(error)}") from error
+            finally:
+                torch.set_num_threads(others)
         logits: NDArray[np.float32] = found[0][0].numpy()
         return logits
 
@@ -190,6 +192,7 @@ class ExecuTorchDecoder:
 
     def __init__(self, method: ExecuTorchMethod) -> None:
         self._method: ExecuTorchMethod | None = method
+        self._lock = method.lock
         self._length = 0
         self._saved: list[NDArray[np.generic]] = []
         self._saved_length = 0  # how much of the copy is as in the buffers
@@ -234,7 +237,8 @@ class ExecuTorchDecoder:
         """See `Decoder.rewind`: what lies beyond is overwritten."""
         if not 0 <= length <= self._length:
             raise ValueError(f"rewind to {length} of {self._length} tokens")
-        self._length, self._saved_length = length, min(length, self._saved_length)
+        with self._lock:  # another session may be saving this one meanwhile
+            self._length, self._saved_length = length, min(length, self._saved_length)
 
     def forget(self, count: int) -> None:
         """See `Decoder.forget`: a fixed cache does not slide."""

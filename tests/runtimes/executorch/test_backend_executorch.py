@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +95,24 @@ def test_a_turn_changes_nothing(backend: Any) -> None:
     for start, row in zip((0, 10, 20), expected, strict=True):
         assert np.array_equal(forward(turns, tokens[start : start + 10]), row)
         forward(backend.decoder(), text(start, 40))
+
+
+def test_rewind_waits_while_another_session_saves_this_one(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved is a length and as many tokens: a rewind in between would be undone."""
+    backend = load(exported)
+    first, second = backend.decoder(), backend.decoder()
+    forward(first, text(1, 12))
+    reserve, rewinding = first._reserve, threading.Thread(target=first.rewind, args=(5,))
+
+    def reserve_slowly(length: int) -> None:
+        rewinding.start()
+        rewinding.join(0.2)  # time enough to get between, if nothing keeps it from that
+        reserve(length)
+
+    monkeypatch.setattr(first, "_reserve", reserve_slowly)
+    forward(second, text(2, 3))
+    rewinding.join()
+    assert first.length == 5
 
 
 def test_cache_is_as_declared(backend: Any) -> None:
