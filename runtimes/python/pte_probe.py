@@ -16,12 +16,14 @@ __all__ = ["probe"]
 
 
 def probe(*, path: str) -> dict[str, Any]:
-    """Compute one token, then several.
+    """Ask for its end tokens, compute one token, then several: all that a backend runs.
 
     Raises:
         BundleError: ExecuTorch does not load or run the program.
     """
-    method = ProgramFile(Path(path)).load_method("forward")
+    program = ProgramFile(Path(path))
+    program.constant("get_eos_ids")
+    method = program.load_method("forward")
     try:
         meta = method.method_meta()
         rows, new = meta.input_tensor_meta(0).sizes()
