@@ -124,7 +124,7 @@ def _run(step: _Step, values: dict[str, Any], states: States, function: str) -> 
             results = _computed(step, values)
         for (name, kind), result in zip(operation.outputs, results, strict=True):
             values[name] = _declared(result, kind, rounded=operation.kind not in COMPUTING)
-    except (ValueError, IndexError, TypeError, KeyError, ArithmeticError, MemoryError) as error:
+    except (ValueError, IndexError, TypeError, KeyError, AttributeError, ArithmeticError, MemoryError) as error:
         reason = str(error) or type(error).__name__
         raise GenerationError(f"{function}: {operation.name} ({operation.kind}) can't be computed: {reason}") from error
     for name in step.dead:
