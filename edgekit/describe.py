@@ -28,6 +28,7 @@ _TOOLS_OF_FORMATS = {
     "executorch": ("torch", "executorch"),
     "coreml": ("torch", "coremltools"),
     "coreai": ("torch", "coreai-core", "coreai-torch"),
+    "litert": ("torch", "ai-edge-litert"),
 }
 
 

@@ -49,7 +49,7 @@ class LitertBackend:
             with quieted():
                 from ai_edge_litert.interpreter import Interpreter
 
-                self._interpreter = Interpreter(str(path), num_threads=options.threads)
+                self._interpreter = Interpreter(str(path), num_threads=options.threads or None)
                 self._interpreter.allocate_tensors()  # its delegate announces itself here rather than in a forward
                 signatures: dict[str, Any] = self._interpreter.get_signature_list()
                 runners = {name: self._interpreter.get_signature_runner(name) for name in signatures}
