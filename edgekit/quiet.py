@@ -63,9 +63,9 @@ class _Mute:
 
     def enter(self) -> None:
         with self._lock:
-            self._users += 1
-            if self._users == 1:
+            if not self._users:
                 self._moved = _moved()
+            self._users += 1  # after what may fail
 
     def leave(self) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from edgekit import quiet
 from edgekit.errors import SourceError
 from edgekit.quiet import is_verbose, quieted, verbosity_kept, verbosity_raised
 
@@ -110,3 +111,18 @@ def test_nested_and_threaded_uses_end_with_the_last(capfd: pytest.CaptureFixture
 def test_a_process_without_streams_is_no_error() -> None:
     program = "import os; os.close(1); os.close(2)\nfrom edgekit.quiet import quieted\nwith quieted(): pass"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_streams_that_could_not_be_moved_are_moved_the_next_time(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> None:
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as during:
+        during.setattr(quiet, "_moved", full)
+        with pytest.raises(OSError, match="open files"), quieted():
+            pass
+    with quieted():
+        _make_noise()
+    assert capfd.readouterr() == ("", "")
