@@ -32,7 +32,7 @@ __all__ = ["command"]
     "--quant",
     default="auto",
     metavar="SCHEME",
-    help="auto (default), keep, fp32, fp16, int8, int8-scaled, int4, int4-mixed, or a recipe file.",
+    help="auto (default), keep, fp32, fp16, int8, int8-scaled, int4, int4-mixed, palette4, palette6, or a recipe file.",
 )
 @click.option(
     "--max-size",
