@@ -11,8 +11,10 @@ from edgekit.errors import MissingExtraError
 __all__ = [
     "ARCHITECTURES",
     "BACKENDS",
+    "COMPILERS",
     "COMPUTE_SPEED",
     "CONVERTERS",
+    "FORMAT_EXTRAS",
     "LOADER",
     "MEASURE_COSTS",
     "MULTIMODAL",

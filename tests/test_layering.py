@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.registry import FORMAT_EXTRAS
+
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = {
     "edgekit": ("edgekit.converters", "edgekit.runtimes"),
@@ -65,5 +67,17 @@ def test_relative_imports_are_resolved() -> None:
 )
 def test_start_imports_nothing_heavy(statement: str) -> None:
     program = f"{statement}\nimport sys\nprint([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_onnx_needs_no_other_formats_packages() -> None:
+    """Nor PyTorch, which takes seconds and hundreds of megabytes."""
+    modules = ["pipeline", "gate", "converters.to_onnx", "converters.to_onnx_qdq", "runtimes.engine"]
+    modules += ["runtimes.backend_onnxruntime", "runtimes.backend_onnx_qdq"]
+    names = {name for found, _ in FORMAT_EXTRAS.values() for name in found}
+    program = "\n".join(
+        [*(f"import edgekit.{name}" for name in modules), "import sys", f"print(sorted({names} & set(sys.modules)))"]
+    )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
