@@ -6,7 +6,6 @@ that is built here (`litert_worker`). Weights are the quantizer's own whole numb
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from edgekit.graph import CacheLayout, Graph
 from edgekit.plan import Plan
 from edgekit.progress import Progress, ProgressFn
 from edgekit.source import Source
+from edgekit.staging import working_directory
 
 from .litert_attention import PAST, PRESENT, GivenCacheAttention, LitertFunction
 from .litert_environment import environment_python
@@ -58,10 +58,10 @@ def export(
     decoder = TorchDecoder(config, weights, attention, context=plan.context, last_row=False)
     switches = bool(decoder.positions.switch)
     path.parent.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".litert-") as place:
+    with working_directory(directory.parent) as place:  # killed, it is swept by the next conversion there
         if on_progress:
             on_progress(Progress("lower", 0, 1, "steps"))
-        handed = Path(place) / "decoder.pt"
+        handed = place / "decoder.pt"
         torch.save({"function": LitertFunction(decoder, attention), "integers": parts.integers}, handed)
         task = {"decoder": str(handed), "program": str(path), "chunk": chunk, "rope_length": switches}
         try:
