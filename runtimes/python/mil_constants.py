@@ -53,11 +53,16 @@ def lut_to_dense(inputs: Mapping[str, ArrayLike], kind: TensorType) -> ArrayLike
         raise ValueError(f"it does not make {kind}")
     if indices.max(initial=0) >= lut.shape[-2]:
         raise ValueError("an index is beyond its table")
-    tables = lut.reshape(-1, lut.shape[-1])
-    first_row = np.arange(prod(lut.shape[:-2]), dtype=np.int64).reshape(lut.shape[:-2]) * lut.shape[-2]
-    for axis, (length, groups) in enumerate(zip(indices.shape, lut.shape, strict=False)):
-        first_row = np.repeat(first_row, length // groups, axis)
-    dense: ArrayLike = tables[first_row + indices]
+    tables, dense = lut.reshape(-1, lut.shape[-1]), np.empty((*indices.shape, lut.shape[-1]), lut.dtype)
+    # Along each axis, what a group's number adds to the row of its table's first value.
+    first_rows = [
+        np.arange(length) // (length // groups) * prod(lut.shape[axis + 1 : -1])
+        for axis, (length, groups) in enumerate(zip(indices.shape, lut.shape, strict=False))
+    ]
+    step = max(_ELEMENTS_AT_A_TIME // max(prod(indices.shape[1:]), 1), 1)
+    for start in range(0, len(indices), step):
+        part = slice(start, start + step)
+        dense[part] = tables[sum(np.ix_(first_rows[0][part], *first_rows[1:])) + indices[part]]
     if lut.shape[-1] == 1:
         return dense[..., 0]
     axis = int(inputs["vector_axis"]) % indices.ndim
