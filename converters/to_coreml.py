@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import edgekit
+from edgekit.errors import ConversionError, first_line
 from edgekit.graph import CacheLayout, Graph
 from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
@@ -37,7 +38,7 @@ def export(
 
     Raises:
         SourceError: A weight can't be read or is not a finite number.
-        ConversionError: A weight is too large for half precision, or the files can't be written.
+        ConversionError: A weight is too large for half precision, Core ML's tools fail, or the files can't be written.
     """
     with quieted():  # coremltools warns of every newer PyTorch, and of what it has no use for here
         from .coreml_program import PACKAGE_FILES, PackagedProgram
@@ -46,8 +47,14 @@ def export(
         config, chunk = source.config, min(CHUNK, plan.context)
         stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
         halves = plan.weights["final_norm"].format.bits == 16
-        package = PackagedProgram(directory / "coreml" / PACKAGE, config, plan.context, chunk, halves=halves)
-        reports = package.write(stored, _metadata(source, plan, chunk))
+        try:
+            package = PackagedProgram(directory / "coreml" / PACKAGE, config, plan.context, chunk, halves=halves)
+            reports = package.write(stored, _metadata(source, plan, chunk))
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:  # of torch.export and coremltools
+            raise ConversionError(
+                f"Core ML's tools failed: {first_line(error)}",
+                hint="-v shows what they say; --format onnx does without them",
+            ) from error
     attention = config.attention
     inputs = {"tokens": "tokens", "past_length": "start", "logits_start": "row"}
     if package.switches:
