@@ -45,7 +45,9 @@ def write_package(package: Path, program: Any, weights: WeightFile, metadata: Ma
     described.license, described.versionString = more.pop("license"), more.pop("version")
     described.userDefined.update(more)
     (package / MODEL).write_bytes(model.SerializeToString(deterministic=True))
-    (package / MANIFEST).write_text(json.dumps(_manifest(), indent=4, sort_keys=True) + "\n", encoding="utf-8")
+    (package / MANIFEST).write_text(
+        json.dumps(_manifest(), indent=4, sort_keys=True) + "\n", encoding="utf-8", newline="\n"
+    )
 
 
 def _manifest() -> dict[str, Any]:

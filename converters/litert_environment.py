@@ -71,7 +71,7 @@ def _make(directory: Path, torch: str) -> None:
         raise ConversionError(f"no environment can be made for LiteRT's converter: {error}") from error
     try:
         _install(aside, torch)
-        (aside / _DONE).write_text(_packages(), encoding="utf-8")
+        (aside / _DONE).write_text(_packages(), encoding="utf-8", newline="\n")
         if not _is_made(directory):
             shutil.rmtree(directory, ignore_errors=True)
             with suppress(OSError):  # the other one was first
@@ -85,7 +85,7 @@ def _install(directory: Path, torch: str) -> None:
         venv.create(directory, with_pip=True)
         base = {"base": str(directory), "platbase": str(directory)}
         inside = Path(sysconfig.get_path("purelib", scheme="venv", vars=base))
-        (inside / "edgekit.pth").write_text(_packages(), encoding="utf-8")
+        (inside / "edgekit.pth").write_text(_packages(), encoding="utf-8", newline="\n")
         wanted = [f"litert-torch=={LITERT_TORCH}", f"torch=={torch}"]
         pip = [str(directory / _PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
         done = subprocess.run(pip, capture_output=True, text=True, check=False)
