@@ -37,7 +37,7 @@ __all__ = ["Sensitivity", "expected_errors", "measure_costs", "probe_layers"]
 
 PROBE = WeightFormat(4, 64)
 PROBE_TEXTS, PROBE_TOKENS, PROBE_SKIPPED = 6, 64, 24  # of each text this many tokens; the first are not compared
-# Of what the guide expects, the error that GPTQ leaves on texts it did not learn from: between 0.5 and 0.9 in 60 matrices of
+# Of what the guide expects, the error that GPTQ leaves on texts it did not learn from: between 0.5 and 0.9 in 20 matrices of
 # SmolLM2-135M, with 2 and 4 bits. The guide counts products of different columns by half, and so expects too much.
 UNSEEN = 0.75
 ROWS_SAMPLED = 256  # of each matrix
@@ -71,7 +71,10 @@ def measure_costs(
     """
     try:
         scales: dict[str, Floats] | None = {} if scaling == "awq" else None
-        errors = expected_errors(source, texts, place, formats, rounding, scales=scales, on_progress=on_progress)
+        errors = expected_errors(
+            source, texts, place, formats, rounding,
+            scales=scales, int8_activations=int8_activations, on_progress=on_progress,
+        )  # fmt: skip
         found = probe_layers(source, texts, place, frozenset(formats), scales=scales or {}, on_progress=on_progress)
     except MemoryError as error:
         raise ConversionError("not enough memory to measure sensitivities", hint=WITHOUT_CALIBRATION) from error
@@ -92,12 +95,14 @@ def expected_errors(
     rounding: Rounding,
     *,
     scales: dict[str, Floats] | None = None,
+    int8_activations: bool = False,
     on_progress: ProgressFn | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """The mean squared error of each role's products for one token, summed over its rows, for each of its formats.
 
     Args:
         scales: Gets the factors that columns are scaled by before they are rounded; None: they are not.
+        int8_activations: Whether products are computed in int8, which the factors mind.
     """
     found, tokens = {}, sum(map(len, texts))
     for some in second_moments(source, texts, place, frozenset(formats), stage="measure", on_progress=on_progress):
@@ -107,7 +112,7 @@ def expected_errors(
             if scales is not None and role.rpartition(".")[2] in SCALED:
                 channels = shared_channels(source.config, role, rows.shape[1])
                 # As for the probing format: factors hardly depend on the format.
-                scales[role] = search_scales(rows, moments, PROBE, channels, int8_activations=True)
+                scales[role] = search_scales(rows, moments, PROBE, channels, int8_activations=int8_activations)
                 rows, moments = rows * scales[role], moments / np.outer(scales[role], scales[role]).astype(np.float64)
             counts = make_guide(moments).costs * UNSEEN if rounding == "gptq" else moments.diagonal()
             weight = total / len(rows) / tokens
