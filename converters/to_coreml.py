@@ -41,16 +41,16 @@ def export(
         ConversionError: A weight is too large for half precision, Core ML's tools fail, or the files can't be written.
     """
     with quieted():  # coremltools warns of every newer PyTorch, and of what it has no use for here
-        from .coreml_program import PACKAGE_FILES, PackagedProgram
-
         check_space(directory, plan.memory.weights_bytes)
         config, chunk = source.config, min(CHUNK, plan.context)
         stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
         halves = plan.weights["final_norm"].format.bits == 16
         try:
+            from .coreml_program import PACKAGE_FILES, PackagedProgram
+
             package = PackagedProgram(directory / "coreml" / PACKAGE, config, plan.context, chunk, halves=halves)
             reports = package.write(stored, _metadata(source, plan, chunk))
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:  # of torch.export and coremltools
+        except (ImportError, RuntimeError, ValueError, TypeError, AssertionError) as error:  # of coremltools and PyTorch
             raise ConversionError(
                 f"Core ML's tools failed: {first_line(error)}",
                 hint="-v shows what they say; --format onnx does without them",

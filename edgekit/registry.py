@@ -140,13 +140,27 @@ def load_attribute(path: str) -> Any:
     """Import `module:attribute` (or just `module`).
 
     Raises:
-        MissingExtraError: A known optional dependency is not installed. Any other ImportError passes through.
+        MissingExtraError: An optional dependency is not installed, or what one of a format's packages needs itself. Any other
+            ImportError passes through.
     """
     module_name, _, attribute = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name in OPTIONAL:
-            raise MissingExtraError(*OPTIONAL[error.name]) from error
+        missing = _missing_extra(path, (error.name or "").partition(".")[0])
+        if missing:
+            raise missing from error
         raise
     return getattr(module, attribute) if attribute else module
+
+
+def _missing_extra(path: str, module: str) -> MissingExtraError | None:
+    """What to install where a module is missing when `path` is imported; None where no extra brings it."""
+    if module in OPTIONAL:
+        return MissingExtraError(*OPTIONAL[module])
+    if module in {"", "edgekit"}:  # a fault of our own
+        return None
+    for format, (modules, machines) in FORMAT_EXTRAS.items():
+        if path in {CONVERTERS[format], BACKENDS[format]}:
+            return MissingExtraError(modules.get(module, module), format, machines)
+    return None

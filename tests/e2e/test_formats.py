@@ -165,6 +165,27 @@ def test_missing_extra_is_its_pip_line_before_any_work(format: str, monkeypatch:
     assert f'pip install "edgekit-toolkit[{format}]" (made for ' in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("table", [registry.CONVERTERS, registry.BACKENDS], ids=["converter", "backend"])
+def test_package_that_a_vendors_package_lacks_is_the_formats_pip_line(
+    table: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_install.py").write_text("import no_such_vendor.parts\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(table, "executorch", "broken_install:export")
+    with pytest.raises(MissingExtraError, match="the package no_such_vendor, which is not installed") as caught:
+        registry.load_attribute("broken_install:export")
+    assert 'pip install "edgekit-toolkit[executorch]"' in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("line", ["import edgekit.no_such_part", "raise ModuleNotFoundError", "from math import none"])
+def test_fault_of_our_own_is_no_missing_package(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faulty.py").write_text(f"{line}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry.CONVERTERS, "executorch", "faulty:export")
+    with pytest.raises(ImportError):
+        registry.load_attribute("faulty:export")
+
+
 @needs_extras
 @pytest.mark.parametrize("format", [format for format in FORMATS if format in FORMAT_EXTRAS])
 def test_missing_extra_of_a_bundles_program_is_told_when_it_is_loaded(
