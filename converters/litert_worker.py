@@ -13,6 +13,7 @@ from edgekit.child import answer
 from edgekit.errors import ConversionError
 from edgekit.quiet import quieted
 
+from .disk_space import writing
 from .litert_attention import LitertFunction
 from .litert_weights import Integers, digest
 
@@ -31,7 +32,7 @@ def convert(decoder: str, program: str, chunk: int, rope_length: bool) -> dict[s
     Returns:
         `operators`: for each function, how often it has each.
     """
-    with quieted():
+    with quieted(), writing(Path(program)):
         import torch
 
         handed = torch.load(decoder, weights_only=False)  # written by the process that started this one

@@ -16,6 +16,7 @@ from edgekit.progress import Progress, ProgressFn
 from edgekit.quiet import quieted
 from edgekit.source import Source
 
+from .disk_space import check_space, writing
 from .stored_weights import stored_weights
 from .torch_decoder import TorchDecoder
 from .torch_weights import load_weights
@@ -56,6 +57,7 @@ def export(
         ConversionError: Core AI's tools fail, or the files can't be written.
     """
     config = source.config
+    check_space(directory, plan.memory.weights_bytes)
     dtype = torch.float32 if plan.scheme.format.bits == 32 else torch.float16
     stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
     sized = (with_own_sizes(weight, dtype) for weight in stored)
@@ -131,9 +133,8 @@ def _lower(
         converter.add_exported_program(
             exported, input_names=names, output_names=[*OUTPUTS.values()], state_names=CACHES, entrypoint_name=FUNCTION
         )
-        return save_program(converter.to_coreai(), asset, f"{config.model_type} decoder, converted by EdgeKit")
-    except OSError as error:
-        raise ConversionError(f"{asset.name} can't be written: {error.strerror or error}") from error
+        with writing(asset):
+            return save_program(converter.to_coreai(), asset, f"{config.model_type} decoder, converted by EdgeKit")
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:  # of torch.export and coreai-torch
         raise ConversionError(f"Core AI's tools can't lower this model: {first_line(error)}") from error
 

@@ -13,8 +13,8 @@ from edgekit.progress import ProgressFn
 from edgekit.quiet import quieted
 from edgekit.source import Source
 
+from .disk_space import check_space, writing
 from .stored_weights import stored_weights
-from .weight_writer import check_space
 
 __all__ = ["export"]
 
@@ -48,9 +48,17 @@ def export(
         try:
             from .coreml_program import PACKAGE_FILES, PackagedProgram
 
-            package = PackagedProgram(directory / "coreml" / PACKAGE, config, plan.context, chunk, halves=halves)
-            reports = package.write(stored, _metadata(source, plan, chunk))
-        except (ImportError, RuntimeError, ValueError, TypeError, AssertionError) as error:  # of coremltools and PyTorch
+            path = directory / "coreml" / PACKAGE
+            package = PackagedProgram(path, config, plan.context, chunk, halves=halves)
+            with writing(path):
+                reports = package.write(stored, _metadata(source, plan, chunk))
+        except (
+            ImportError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            AssertionError,
+        ) as error:  # of coremltools and PyTorch
             raise ConversionError(
                 f"Core ML's tools failed: {first_line(error)}",
                 hint="-v shows what they say; --format onnx does without them",

@@ -22,6 +22,7 @@ from edgekit.progress import Progress, ProgressFn
 from edgekit.quiet import quieted
 from edgekit.source import Source
 
+from .disk_space import check_space, writing
 from .executorch_attention import KEY_CACHE, VALUE_CACHE, ComputedPositions, ExecutorchAttention
 from .executorch_lowering import METHOD, Lowered, lower
 from .executorch_parts import ExecutorchParts
@@ -56,16 +57,19 @@ def export(
     """
     config = source.config
     path = directory / PROGRAM
+    check_space(directory, plan.memory.weights_bytes)
     path.parent.mkdir(parents=True)
     inputs = _inputs(config, plan.context)
     stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
     weights = load_weights(stored, config, ExecutorchParts())
     try:
-        with quieted(), torch.no_grad():
+        with quieted(), torch.no_grad(), writing(path):
             exported = _exported(ExecutorchDecoder(config, weights, plan.context), tuple(inputs.values()))
             if on_progress:
                 on_progress(Progress("lower", 1, 2, "steps"))
             lowered = lower(exported, _metadata(source, plan.context), path)
+    except ConversionError:
+        raise
     except Exception as error:  # the toolchain's errors share no base class but this
         raise ConversionError(
             f"ExecuTorch's tools failed: {first_line(error)}",

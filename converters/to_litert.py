@@ -19,6 +19,7 @@ from edgekit.progress import Progress, ProgressFn
 from edgekit.source import Source
 from edgekit.staging import working_directory
 
+from .disk_space import check_space, writing
 from .litert_attention import PAST, PRESENT, GivenCacheAttention, LitertFunction
 from .litert_environment import environment_python
 from .litert_weights import LitertParts
@@ -51,6 +52,7 @@ def export(
         ConversionError: The environment can't be made, or LiteRT's tools fail.
     """
     config, chunk, path = source.config, min(CHUNK, plan.context), directory / PROGRAM
+    check_space(directory, plan.memory.weights_bytes)
     python = environment_python(on_progress)
     parts, attention = LitertParts(), GivenCacheAttention(config, plan.context)
     stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
@@ -62,7 +64,8 @@ def export(
         if on_progress:
             on_progress(Progress("lower", 0, 1, "steps"))
         handed = place / "decoder.pt"
-        torch.save({"function": LitertFunction(decoder, attention), "integers": parts.integers}, handed)
+        with writing(handed), handed.open("wb") as file:  # by its name, PyTorch does not say what went wrong
+            torch.save({"function": LitertFunction(decoder, attention), "integers": parts.integers}, file)
         task = {"decoder": str(handed), "program": str(path), "chunk": chunk, "rope_length": switches}
         try:
             operators = run_child(WORKER, task, python=python)["operators"]

@@ -5,8 +5,6 @@ A few rows at a time, on as many threads as there are processors: memory does no
 
 from __future__ import annotations
 
-import errno
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,13 +17,13 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from edgekit.config import ModelConfig
-from edgekit.errors import ConversionError
 from edgekit.graph import TensorReport
 from edgekit.plan import WeightPlan
 from edgekit.progress import Progress, ProgressFn
 from edgekit.quant import Rounding
 from edgekit.source import Tensor
 
+from .disk_space import check_space, writing
 from .gptq import RoundingGuide
 from .onnx_decoder import EmittedDecoder
 from .onnx_graph import Region
@@ -44,7 +42,7 @@ from .weight_rows import (
     tensors_by_matrix,
 )
 
-__all__ = ["RegionFile", "check_space", "open_region_file", "write_weights"]
+__all__ = ["RegionFile", "open_region_file", "write_weights"]
 
 _Write: TypeAlias = Callable[[tuple[Chunk, RoundingGuide | None]], ChunkFigures]
 
@@ -103,13 +101,9 @@ def open_region_file(path: Path, size_bytes: int) -> Iterator[RegionFile]:
     Raises:
         ConversionError: The disk is full or the file can't be written.
     """
-    check_space(path, size_bytes)
-    try:
-        with RegionFile(path, size_bytes) as file:
-            yield file
-    except OSError as error:
-        what = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise ConversionError(f"{path.name} can't be written: {what}", hint="free some space, or use --out") from error
+    check_space(path.parent, size_bytes)
+    with writing(path), RegionFile(path, size_bytes) as file:
+        yield file
 
 
 def _write_rope_tables(file: RegionFile, emitted: EmittedDecoder) -> None:
@@ -138,20 +132,6 @@ def _write_all(
             del waiting[role]
         del some  # gone before the next are made: they take memory
     yield from in_parallel(write, ((chunk, None) for chunk in chunks(waiting)))
-
-
-def check_space(path: Path, size_bytes: int) -> None:
-    """Refuse to begin a file that its disk can't hold.
-
-    Raises:
-        ConversionError: There is not enough space.
-    """
-    free = shutil.disk_usage(path.parent).free
-    if size_bytes > free:
-        raise ConversionError(
-            f"no space left: the weights need {size_bytes / 1e6:,.0f} MB, {path.parent} has {free / 1e6:,.0f} MB",
-            hint="free some space, or choose another place with --out",
-        )
 
 
 def _write_rows(file: RegionFile, first_row: int, rows: StoredRows, bits: int, regions: WeightRegions) -> None:

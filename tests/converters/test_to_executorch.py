@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,17 @@ def test_metadata_is_what_the_runners_ask_for(tiny_model: Any, tmp_path: Path) -
         "use_sdpa_with_kv_cache": [True],
         "enable_dynamic_shape": [True],
     }
+
+
+def test_a_disk_that_fills_up_is_not_the_tools_fault(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fills(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(to_executorch, "lower", fills)
+    with pytest.raises(ConversionError, match=r"^model.pte can't be written: the disk is full$"):
+        _exported(tiny_model("llama"), tmp_path, "fp32")
 
 
 def test_a_tool_that_fails_is_an_error_of_one_line(
