@@ -79,7 +79,7 @@ def export(
         outputs=OUTPUTS,
         cache=_layout(config, plan),
         vocab_size=config.vocab_size,
-        rope_switch=config.longrope_switch,
+        rope_switch=config.longrope_switch if program.takes_rope_length else 0,
         weights=weights.reports,
         operators=operators,
     )

@@ -14,7 +14,15 @@ from edgekit.bounds import failure, kl_bound, top1_bound
 from edgekit.bundle import GOLDENS, Bundle, Program, open_bundle
 from edgekit.companion import FORMAT, companion
 from edgekit.diagnosis import diagnose
-from edgekit.errors import BundleError, ConversionError, GenerationError, MissingExtraError, SourceError
+from edgekit.errors import (
+    BundleError,
+    ConversionError,
+    EdgeKitError,
+    GenerationError,
+    MissingExtraError,
+    SourceError,
+    first_line,
+)
 from edgekit.goldens import Goldens, read_goldens, with_greedy, write_texts
 from edgekit.graph import Graph
 from edgekit.own_text import read_windows
@@ -196,10 +204,13 @@ class _Gate:
 
 
 def _symptoms(model: LoadedModel, reference: Reference, goldens: Goldens, bound: float) -> str:
-    """What a program that failed is likely to have wrong."""
+    """What a program that failed is likely to have wrong; that it failed is said even where this can't be found out."""
     longest = max((text.tokens for text in goldens.texts), key=len)
     windows = {layer.window for layer in reference.source.config.layers}
-    return diagnose(model, reference.model(), longest, bound=bound, windows=windows)
+    try:
+        return diagnose(model, reference.model(), longest, bound=bound, windows=windows)
+    except (EdgeKitError, MemoryError, OSError) as error:
+        return f"why could not be found out: {first_line(error)}"
 
 
 def _not_compared(reason: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,16 @@ def test_logits_equal_transformers(family: Any, tiny_model: Any, reference_logit
     expected = reference_logits(directory, TOKENS)
     found = _logits(_coreai(source, _plan(source, "fp32"), tmp_path))
     np.testing.assert_allclose(found, expected, atol=LOGITS_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("context", [32, 64])
+def test_rotary_switch_is_told_where_the_program_has_one(context: int, tiny_model: Any, tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.1] * 8, "long_factor": [2.0] * 8}
+    changes = {"rope_parameters": rope, "original_max_position_embeddings": 32, "num_hidden_layers": 1}
+    source = open_source(tiny_model("phi3", **changes))
+    graph = to_coreai.export(source, replace(_plan(source, "fp32"), context=context), tmp_path)
+    assert graph.rope_switch == (32 if context > 32 else 0)
+    assert ("rope_length" in graph.inputs) == (context > 32)
 
 
 QUANTIZED = [("llama", "int8"), ("qwen2", "int4"), ("gemma3_text", "int4-symmetric"), ("llama", "fp16")]

@@ -41,6 +41,22 @@ def test_program_whose_best_tokens_are_others_is_refused(
     assert kept["top1_agreement"] < kept["top1_bound"]
 
 
+@pytest.mark.parametrize("error", [MemoryError(), edgekit.GenerationError("the session is closed")])
+def test_verdict_stands_where_its_cause_can_not_be_found_out(
+    error: Exception, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr("edgekit.gate.kl_bound", lambda *_: 0.0)
+    monkeypatch.setattr("edgekit.gate.diagnose", fails)
+    reason = str(error) or "MemoryError"
+    with pytest.raises(
+        edgekit.ConversionError, match=rf"over the bound .*; why could not be found out: {reason}; least"
+    ):
+        edgekit.convert(tiny_model("llama"), target=TARGET, quant="int8", out=tmp_path / "a.edgekit")
+
+
 @pytest.mark.slow
 def test_two_bits_of_the_sample_are_refused(sample_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(edgekit.ConversionError, match="over the bound") as caught:
