@@ -12,7 +12,7 @@ from typing import Any
 
 from edgekit.errors import EdgeKitError, GenerationError
 
-__all__ = ["ChildError", "answer", "child_command", "run_child"]
+__all__ = ["ChildError", "ChildTimeoutError", "answer", "child_command", "run_child"]
 
 _LONGEST_REASON = 300
 # Not `python -m`: that would import what lies in the working directory, whosever it is. EdgeKit itself is found where it is.
@@ -25,6 +25,10 @@ _HOME = Path(__file__).resolve().parent.parent
 
 class ChildError(GenerationError):
     """A child process crashed, took too long, or said what is wrong."""
+
+
+class ChildTimeoutError(ChildError):
+    """A child process took too long, and was ended."""
 
 
 def child_command(module: str, *arguments: str, python: str | Path = sys.executable) -> list[str]:
@@ -52,7 +56,7 @@ def run_child(
             encoding="utf-8", errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise ChildError(f"it did not end within {timeout_s:g} s") from error
+        raise ChildTimeoutError(f"it did not end within {timeout_s:g} s") from error
     except OSError as error:
         raise ChildError(f"no process can be started: {error.strerror or error}") from error
     if done.returncode:

@@ -18,7 +18,7 @@ import numpy as np
 from coreai import runtime
 from numpy.typing import NDArray
 
-from edgekit.child import ChildError, run_child
+from edgekit.child import ChildError, ChildTimeoutError, run_child
 from edgekit.errors import BundleError, first_line
 from edgekit.graph import Graph
 
@@ -28,6 +28,8 @@ __all__ = ["USES_SYSTEM", "OpenProgram", "open_program", "wait_for"]
 
 USES_SYSTEM = bool(runtime._use_os_coreai)  # macOS 27's own runtime
 _ANY = (None, -1)  # a size that is known at run time only, as documented and as the interpreter has it
+COMPILER = "edgekit.runtimes.coreai_interpreter"
+COMPILE_TIMEOUT_S = 1800.0  # so long that only a compiler that hangs meets it
 _Result = TypeVar("_Result")
 
 
@@ -85,11 +87,22 @@ async def open_program(path: Path, graph: Graph) -> OpenProgram:
     """
     try:
         program = await (_open_on_system(path) if USES_SYSTEM else _open_in_interpreter(path))
+        _check_declared(program, path, graph)
+    except ChildTimeoutError as error:
+        raise BundleError(
+            f"Core AI's compiler was not done with {path.name} after {COMPILE_TIMEOUT_S:g} s",
+            hint="run the bundle's program of another format, or this one on a faster machine",
+        ) from error
     except ChildError as error:
         raise _not_taken(path, error.message) from error
-    except (RuntimeError, KeyError) as error:
+    except (
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        OSError,
+    ) as error:  # of Core AI, which has no class for its own
         raise _not_taken(path, first_line(error)) from error
-    _check_declared(program, path, graph)
     return program
 
 
@@ -105,7 +118,7 @@ async def _open_on_system(path: Path) -> OpenProgram:
 async def _open_in_interpreter(path: Path) -> OpenProgram:
     with TemporaryDirectory(suffix=".aimodelx") as place:
         task = {"asset": str(path), "place": place}
-        done = await asyncio.to_thread(run_child, "edgekit.runtimes.coreai_interpreter", task)
+        done = await asyncio.to_thread(run_child, COMPILER, task, timeout_s=COMPILE_TIMEOUT_S)
         model = await runtime.AIModel.load(place)
         prepared = await model.load_function(PREPARED)({}) if done["prepared"] else {}
         return OpenProgram(model.load_function(MAIN), prepared)

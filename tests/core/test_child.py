@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.child import ChildError, run_child
+from edgekit.child import ChildError, ChildTimeoutError, run_child
 
 Write = Callable[[str], str]
 
@@ -64,7 +64,7 @@ def test_crash_is_named_by_its_signal(module: Write) -> None:
 
 
 def test_child_that_hangs_is_ended(module: Write) -> None:
-    with pytest.raises(ChildError, match="did not end within 1 s"):
+    with pytest.raises(ChildTimeoutError, match="did not end within 1 s"):
         run_child(module("import time\ntime.sleep(600)"), {}, timeout_s=1.0)
 
 

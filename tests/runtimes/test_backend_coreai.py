@@ -22,6 +22,7 @@ from edgekit.target import load_target
 pytest.importorskip("coreai", reason="the extra coreai is not installed")
 
 from edgekit.converters import to_coreai
+from edgekit.runtimes import coreai_program
 from edgekit.runtimes.backend_coreai import CoreAIBackend, CoreAIDecoder
 
 CONTEXT = 400  # more than a cache has at first
@@ -135,6 +136,29 @@ def test_broken_program_is_an_error(kind: str, converted: tuple[Path, Graph], tm
         program.write_bytes(BROKEN.get(kind, program.read_bytes()[:-50]))
     with pytest.raises(BundleError, match=r"model\.aimodel is not a program that Core AI takes"):
         CoreAIBackend(tmp_path / "copy", graph, context=CONTEXT, options=OPTIONS)
+
+
+@pytest.mark.skipif(coreai_program.USES_SYSTEM, reason="the operating system's runtime compiles by itself")
+def test_compiler_that_hangs_is_no_broken_program(
+    converted: tuple[Path, Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coreai_program, "COMPILE_TIMEOUT_S", 0.01)
+    with pytest.raises(BundleError, match=r"compiler was not done with model\.aimodel after 0\.01 s"):
+        CoreAIBackend(*converted, context=CONTEXT, options=OPTIONS)
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, OSError, KeyError, RuntimeError])
+def test_whatever_core_ai_raises_is_one_line(
+    error: type[Exception], converted: tuple[Path, Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: Any) -> None:
+        raise error("no such function\nand much more")
+
+    for opening in ("_open_on_system", "_open_in_interpreter"):
+        monkeypatch.setattr(coreai_program, opening, fails)
+    with pytest.raises(BundleError, match="is not a program that Core AI takes: ") as caught:
+        CoreAIBackend(*converted, context=CONTEXT, options=OPTIONS)
+    assert "much more" not in caught.value.message or error is KeyError  # which shows its argument as it is written
 
 
 def test_program_of_another_model_is_an_error(converted: tuple[Path, Graph]) -> None:
