@@ -26,6 +26,7 @@ from .coreml_weights import WeightFile
 __all__ = ["Lowering", "StoredArray", "StoredProduct"]
 
 aten = torch.ops.aten
+LEAST_HALF = 2.0**-24  # float16's least number over zero
 Value: TypeAlias = Any  # a MIL variable, a number, a list of such, or one of the two below
 
 
@@ -160,7 +161,13 @@ class Lowering:
         return self._op("matmul", x=value, y=self._var(weight), transpose_y=True)
 
     def _rms_norm(self, value: Value, shape: Sequence[int], weight: StoredArray, epsilon: float) -> Any:
-        """As a layer norm, whose mean is zero over a vector and its negative: squares then can't leave half precision."""
+        """As a layer norm, whose mean is zero over a vector and its negative: squares then can't leave half precision.
+
+        Its epsilon has the vector's precision. One that would round to zero there is the least number over zero: a vector of
+        zeros then still gives zeros, and of a larger one (see STREAM_DIVISOR) it is less than the vector's own rounding.
+        """
+        if self.float_type is np.float16:
+            epsilon = max(epsilon, LEAST_HALF)
         negative = self._op("mul", x=value, y=self.float_type(-1))
         both = self._op("concat", values=[value, negative], axis=-1)
         name, values = f"{weight.name}.twice", np.concatenate([weight.values, weight.values])

@@ -35,6 +35,13 @@ from .torch_weights import DecoderParts, Floats, load_weights
 __all__ = ["PACKAGE_FILES", "PackagedProgram"]
 
 DEFAULT_FUNCTION = "decode"
+# What the residual stream of sandwich-norm models (Gemma) is divided by in half precision: in published checkpoints it passes
+# 65,504, the most that there is. What is added to it (embedding, post-norms) is 64 times smaller; what reads it are RMS norms,
+# which give the same for any scale once eps is divided by its square. A power of two changes exponents only. 64 gives room up to
+# 4 million. The stream, of size 1 and more, stays far above the least normal number, which is 64 * 2^-14 = 0.004 of it.
+STREAM_DIVISOR = 64
+STREAM_WRITERS = ("post_attention_norm", "post_mlp_norm")
+STREAM_READERS = ("attention_norm", "mlp_norm", "final_norm")
 
 
 class PackagedProgram:
@@ -56,7 +63,9 @@ class PackagedProgram:
             halves: Compute in float16, else in float32, which the Neural Engine does not have.
         """
         (package / WEIGHTS).parent.mkdir(parents=True)
-        self.package, self.config, self.context, self.chunk = package, config, context, chunk
+        self._divisor = STREAM_DIVISOR if halves and config.norm == "sandwich" else 1
+        self.config = replace(config, embedding_scale=config.embedding_scale / self._divisor)
+        self.package, self.context, self.chunk = package, context, chunk
         self.float_type: type[np.floating[Any]] = np.float16 if halves else np.float32
         self.switches = 0 < config.longrope_switch < context
         self.operators: dict[str, dict[str, int]] = {}
@@ -64,7 +73,7 @@ class PackagedProgram:
 
     def write(self, stored: Iterable[StoredWeight], metadata: Mapping[str, str]) -> tuple[TensorReport, ...]:
         """Write it; how each weight was stored."""
-        parts = MilParts(self._weights)
+        parts = MilParts(self._weights, self._divisor)
         weights = load_weights(stored, self.config, parts)
         attention = StatefulAttention(self.config, self.context)
         decoder = TorchDecoder(self.config, weights, attention, context=self.context)
@@ -121,11 +130,16 @@ class PackagedProgram:
 
 
 class MilParts(DecoderParts):
-    """Matrices go to the weight file as they come; modules hold tensors of the right shape with no memory behind them."""
+    """Matrices go to the weight file as they come; modules hold tensors of the right shape with no memory behind them.
 
-    def __init__(self, weights: WeightFile) -> None:
+    Args:
+        weights: The weight file.
+        divisor: What the residual stream is divided by; see STREAM_DIVISOR. The embedding's part is its scale's.
+    """
+
+    def __init__(self, weights: WeightFile, divisor: int) -> None:
         super().__init__()
-        self._weights = weights
+        self._weights, self._divisor = weights, divisor
         self._reports: dict[str, list[TensorReport]] = {}
 
     def linear(self, matrix: StoredMatrix, bias: Floats | None) -> nn.Module:
@@ -146,6 +160,11 @@ class MilParts(DecoderParts):
 
     def norm(self, role: str, weight: Floats, eps: float) -> nn.Module:
         """See the base."""
+        kind = role.rpartition(".")[2]
+        if kind in STREAM_WRITERS:
+            weight = weight / np.float32(self._divisor)
+        elif kind in STREAM_READERS:
+            eps /= self._divisor**2
         return WholeRmsNorm(self._parameter(weight), eps)
 
     def reported(self, reports: Iterable[TensorReport]) -> Iterator[TensorReport]:

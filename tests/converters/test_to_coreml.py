@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +37,7 @@ from edgekit.target import load_target
 FP32_TOLERANCE = 0.02
 # The whole program is in half precision: mean KL divergence from the same numbers in float32 (0.00002 at most was seen).
 FP16_KL = 2e-4
+HALF_MAX = float(np.finfo(np.float16).max)
 CONTEXT, PROMPT, TOKENS = 128, 70, 110  # a whole chunk, a part of one, then token by token far past half of the context
 
 Floats = NDArray[np.float32]
@@ -116,6 +118,37 @@ def test_programs_compute_with_the_quantizer_s_own_numbers(quant: str, tiny_mode
     plan, graph = _converted(directory, tmp_path / "out", quant)
     expected = _dequantized_logits(directory, plan, tmp_path)
     assert _mean_kl(expected, _logits(tmp_path / "out", graph, _tokens())) < FP16_KL
+
+
+def _outgrown(directory: Path, copy: Path) -> Path:
+    """A copy of a Gemma whose post-norms, w + 1, are 20,000 times larger; one token is all zeros, so that epsilon matters."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(directory, copy)
+    tensors = load_file(copy / "model.safetensors")
+    for name, weight in tensors.items():
+        if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
+            tensors[name] = 20_000 * (1 + weight) - 1
+    tensors["model.embed_tokens.weight"][_tokens()[3]] = 0
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+def test_a_residual_over_half_precision_is_computed_in_half_precision(
+    model_type: str, tiny_model: Any, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_model(model_type, head_dim=32, sliding_window=24, tie_word_embeddings=True)
+    directory = _outgrown(model, tmp_path / "model")
+    reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(_tokens()[None]), output_hidden_states=True)
+    assert max(float(stream.abs().max()) for stream in expected.hidden_states[1:-1]) > HALF_MAX
+    _, graph = _converted(directory, tmp_path / "out", "fp16")
+    assert _mean_kl(expected.logits[0].numpy(), _logits(tmp_path / "out", graph, _tokens())) < FP16_KL
 
 
 def test_a_gguf_s_blocks_are_carried_over(tiny_model: Any, write_gguf: Callable[..., Path], tmp_path: Path) -> None:
