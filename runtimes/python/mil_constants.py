@@ -73,6 +73,8 @@ def lut_to_dense(inputs: Mapping[str, ArrayLike], kind: TensorType) -> ArrayLike
 def affine_dequantize(inputs: Mapping[str, ArrayLike], kind: TensorType) -> ArrayLike:
     """scale * (data - zero point), one of each for the whole or for each index of an axis."""
     data, axis = inputs["quantized_data"], int(inputs["axis"])
+    if any(value.size not in {1, data.shape[axis]} for value in (inputs["zero_point"], inputs["scale"])):
+        raise ValueError(f"zero points or scales that are not {data.shape[axis]}")  # they would make the result larger
     shape = [1] * data.ndim
     shape[axis] = -1
     zero_point, scale = (

@@ -21,6 +21,7 @@ from .mil_movers import MOVING
 from .mil_operators import COMPUTING, Kernel
 from .mil_package import BROKEN, Package
 from .mil_program import Function, Operation, operator_kinds, read_functions
+from .mil_sizes import check_size
 from .mil_types import HELD, ArrayLike, TensorType, round_to_half
 
 __all__ = ["MilFunction", "load_functions", "new_states"]
@@ -136,6 +137,7 @@ def _computed(step: _Step, values: Mapping[str, Any]) -> list[Any]:
         key: [values[name] for name in names] if key == "values" else values[names[0]]
         for key, names in step.operation.inputs.items()
     }
+    check_size(step.operation.kind, arguments, step.operation.outputs[0][1])
     if step.in_place:
         arguments["in_place"] = True
     result = step.kernel(**arguments)
@@ -170,10 +172,14 @@ def _kernel(operation: Operation) -> Kernel:
             raise _misused(operation, "it takes " + " and ".join(sorted(wanted)))
         return _no_kernel
     kernel = COMPUTING.get(operation.kind) or MOVING[operation.kind]
+    signature = inspect.signature(kernel)
+    ours = {name for name, parameter in signature.parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
     try:
-        inspect.signature(kernel).bind(**operation.inputs)
+        signature.bind(**operation.inputs)
     except TypeError as error:
         raise _misused(operation, str(error)) from error
+    if ours & operation.inputs.keys():  # the evaluator's own, such as `in_place`
+        raise _misused(operation, f"got an unexpected argument {min(ours & operation.inputs.keys())!r}")
     if any(len(names) != 1 for key, names in operation.inputs.items() if key != "values"):
         raise _misused(operation, "a list where one value is taken")
     return kernel

@@ -14,7 +14,7 @@ import numpy as np
 
 from .mil_types import HELD, ArrayLike
 
-__all__ = ["COMPUTING", "Kernel"]
+__all__ = ["BINARY", "COMPUTING", "Kernel"]
 
 Kernel = Callable[..., Any]
 
@@ -178,7 +178,7 @@ def _binary(compute: Kernel) -> Kernel:
     return kernel
 
 
-_BINARY: Mapping[str, Kernel] = {
+BINARY: Mapping[str, Kernel] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
@@ -230,7 +230,7 @@ _REDUCTIONS: Mapping[str, Kernel] = {
     "reduce_log_sum_exp": _log_sum_exp,
 }
 COMPUTING: Mapping[str, Kernel] = {
-    **{name: _binary(compute) for name, compute in _BINARY.items()},
+    **{name: _binary(compute) for name, compute in BINARY.items()},
     **{name: _unary(compute) for name, compute in _UNARY.items()},
     **{name: _reduction(compute) for name, compute in _REDUCTIONS.items()},
     "reduce_argmax": partial(_position, np.argmax),

@@ -53,6 +53,11 @@ class TensorType:
         """Elements."""
         return prod(self.shape)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all lengths are known beforehand."""
+        return -1 not in self.shape
+
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of this shape is such a tensor."""
         return shape == self.shape or (

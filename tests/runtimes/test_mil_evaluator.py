@@ -165,6 +165,10 @@ def enlarge(operation: Any) -> None:
     operation.outputs[0].type.tensorType.dimensions[0].constant.size = 1 << 60
 
 
+def name_in_place(operation: Any) -> None:
+    operation.inputs["in_place"].CopyFrom(operation.inputs["x"])
+
+
 BLOCKS = "constexpr_blockwise_shift_scale"
 BROKEN: dict[str, tuple[Callable[[Any], object], str]] = {
     "blob beyond the file": (lambda model: set_value(first(model, BLOCKS), offset=1 << 40), "can't be read"),
@@ -177,6 +181,7 @@ BROKEN: dict[str, tuple[Callable[[Any], object], str]] = {
     "value computed twice": (lambda model: operations(model).append(first(model, "silu")), "computed twice"),
     "no parameter": (lambda model: first(model, "silu").inputs.clear(), "missing a required argument"),
     "wrong parameter": (lambda model: first(model, "silu").inputs["y"].CopyFrom(first(model, "silu").inputs["x"]), "unexpected"),
+    "our own parameter": (lambda model: name_in_place(first(model, "slice_update")), "unexpected argument 'in_place'"),
     "no opset": (lambda model: setattr(model.mlProgram.functions["main"], "opset", "CoreML1"), "none for opset"),
     "huge tensor": (lambda model: enlarge(first(model, "silu")), "elements"),
     "another model": (lambda model: model.ClearField("mlProgram"), "not an ML program"),

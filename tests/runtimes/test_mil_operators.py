@@ -18,6 +18,7 @@ from edgekit.runtimes.mil_constants import DECODERS
 from edgekit.runtimes.mil_movers import MOVING
 from edgekit.runtimes.mil_operators import COMPUTING
 from edgekit.runtimes.mil_package import unpack
+from edgekit.runtimes.mil_sizes import GROWING, check_size
 from edgekit.runtimes.mil_types import TensorType, round_to_half
 
 # Two orders of summing a few dozen float32 numbers.
@@ -185,6 +186,17 @@ def test_operator_computes_what_torch_does(kind: str, arguments: Arguments, refe
     np.testing.assert_allclose(
         computed(kind, arguments), reference(**tensors(arguments)).numpy(), rtol=RELATIVE, atol=ABSOLUTE
     )
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [*INFERRED, *(case[:2] for case in BY_TORCH)])
+def test_size_is_known_before_the_result_is(kind: str, arguments: Arguments) -> None:
+    held = {name: np.asarray(value) if isinstance(value, int | float) else value for name, value in arguments.items()}
+    found = computed(kind, arguments)
+    if not isinstance(found, list):
+        check_size(kind, held, TensorType("float32", np.shape(found)))
+        if kind in GROWING:
+            with pytest.raises(ValueError, match="not those of"):
+                check_size(kind, held, TensorType("float32", (np.size(found) + 1,)))
 
 
 def test_interleaved_parts_take_turns() -> None:
