@@ -122,7 +122,7 @@ def _npu_missing(subject: Subject) -> Iterator[Finding]:
 def _npu_dimensions(subject: Subject) -> Iterator[Finding]:
     """Sizes in a state that the NPU does not tile (coremltools issue 2631)."""
     npu, config = subject.npu, subject.outline.config
-    if npu is None or config is None:
+    if npu is None or config is None or not subject.has_fixed_shapes:
         return
     sizes = {"head size": config.attention.head_dim, "context": subject.plan.context}
     for name, size in sizes.items():
@@ -152,7 +152,7 @@ def _npu_context(subject: Subject) -> Iterator[Finding]:
     sliding = [
         cache.window for cache in subject.outline.anatomy.caches if cache.kind == "sliding" and cache.window < context
     ]
-    if npu.static_shapes and sliding:
+    if npu.static_shapes and subject.has_fixed_shapes and sliding:
         yield Finding(
             "npu-context",
             "warning",

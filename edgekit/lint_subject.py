@@ -47,6 +47,11 @@ class Subject:
         return npu
 
     @property
+    def has_fixed_shapes(self) -> bool:
+        """Whether the program's cache has a size once and for all; Core AI's caches grow, which its compiler sees to."""
+        return self.plan.format != "coreai"
+
+    @property
     def npu_name(self) -> str:
         """For messages."""
         kind = self.npu.kind if self.npu else ""

@@ -119,6 +119,11 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any], dict[str, Any]]] = {
         {"model": outline(head_dim=80), "target": IPHONE, "program": "coreml"},
         {"model": outline(head_dim=96), "target": IPHONE, "program": "coreml"},
     ),
+    "Neural Engine state, not of Core AI": (
+        "npu-dimensions", "warning", "the head size is 80", "--format onnx",
+        {"model": outline(head_dim=80), "target": IPHONE, "program": "coreml"},
+        {"model": outline(head_dim=80), "target": IPHONE, "program": "coreai"},
+    ),
     "Neural Engine state, context": (
         "npu-dimensions", "warning", "the Neural Engine needs multiples of 32 in a state: the context is 1000", "--context 1024",
         {"model": outline(), "target": IPHONE, "program": "coreml", "context": 1000},
@@ -134,6 +139,11 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any], dict[str, Any]]] = {
         "a shorter --context",
         {"model": outline(window=512), "target": IPHONE, "program": "coreml"},
         {"model": outline(window=4096), "target": IPHONE, "program": "coreml"},
+    ),
+    "fixed shapes, not of Core AI": (
+        "npu-context", "warning", "look back over 512 tokens only", "a shorter --context",
+        {"model": outline(window=512), "target": IPHONE, "program": "coreml"},
+        {"model": outline(window=512), "target": IPHONE, "program": "coreai"},
     ),
     "type of weights": (
         "npu-dtypes", "error", "the Hexagon NPU takes int4, int8, int16, fp16, the plan has weights in fp32", "--quant int8",
