@@ -6,12 +6,12 @@ So it and what it pins are installed into a virtual environment that sees this o
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import venv
 from contextlib import suppress
 from importlib.metadata import version
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from edgekit.errors import ConversionError
 from edgekit.progress import Progress, ProgressFn
+from edgekit.staging import working_directory
 from edgekit.user_cache import cache_directory
 
 __all__ = ["environment_python"]
@@ -38,7 +39,9 @@ def environment_python(on_progress: ProgressFn | None = None) -> Path:
     kept = cache_directory()
     if kept is None:
         raise ConversionError("there is no home directory to keep LiteRT's converter in", hint="set HOME")
-    found = kept / "environments" / f"litert-torch-{LITERT_TORCH}-torch-{torch}-{sys.implementation.cache_tag}"
+    seen = hashlib.sha256(_packages().encode()).hexdigest()[:8]  # two parents don't build one folder in turn
+    name = f"litert-torch-{LITERT_TORCH}-torch-{torch}-{sys.implementation.cache_tag}-{seen}"
+    found = kept / "environments" / name
     if _is_made(found):
         return found / _PYTHON
     if on_progress:
@@ -50,7 +53,7 @@ def environment_python(on_progress: ProgressFn | None = None) -> Path:
 
 
 def _is_made(directory: Path) -> bool:
-    """Whether it is complete, and sees this environment's packages rather than another's."""
+    """Whether it is complete, and sees this environment's packages."""
     with suppress(OSError):
         return (directory / _DONE).read_text(encoding="utf-8") == _packages()
     return False
@@ -63,21 +66,18 @@ def _packages() -> str:
 
 
 def _make(directory: Path, torch: str) -> None:
-    """Made aside and renamed: another process may be making it too."""
+    """Made aside and renamed: another process may be making it too. What a killed one left there is swept."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f"{directory.name}-"))
+        with working_directory(directory.parent) as aside:
+            _install(aside, torch)
+            (aside / _DONE).write_text(_packages(), encoding="utf-8", newline="\n")
+            if not _is_made(directory):
+                shutil.rmtree(directory, ignore_errors=True)
+                with suppress(OSError):  # the other one was first
+                    aside.rename(directory)
     except OSError as error:
         raise ConversionError(f"no environment can be made for LiteRT's converter: {error}") from error
-    try:
-        _install(aside, torch)
-        (aside / _DONE).write_text(_packages(), encoding="utf-8", newline="\n")
-        if not _is_made(directory):
-            shutil.rmtree(directory, ignore_errors=True)
-            with suppress(OSError):  # the other one was first
-                aside.rename(directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _install(directory: Path, torch: str) -> None:

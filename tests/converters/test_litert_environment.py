@@ -38,11 +38,23 @@ def test_environment_is_made_once_and_runs_where_it_was_moved_to(made: list[Path
     assert [path.name for path in (tmp_path / "cache" / "environments").iterdir()] == [python.parent.parent.name]
 
 
-def test_environment_of_other_packages_is_made_again(made: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    environment_python()
-    monkeypatch.setattr(litert_environment, "_packages", lambda: "/elsewhere/site-packages\n")
-    environment_python()
+def test_each_parent_has_an_environment_of_its_own(made: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = environment_python()
+    with monkeypatch.context() as other:
+        other.setattr(litert_environment, "_packages", lambda: "/elsewhere/site-packages\n")
+        assert environment_python() != first
+    assert environment_python() == first  # the other one has not replaced it
     assert len(made) == 2
+
+
+def test_what_a_killed_installation_left_is_swept(made: list[Path], tmp_path: Path) -> None:
+    environments = tmp_path / "cache" / "environments"
+    left = environments / ".edgekit-working.killed.partial"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    left.with_suffix(".lock").touch()
+    python = environment_python()
+    assert [path.name for path in environments.iterdir()] == [python.parent.parent.name]
 
 
 def test_installation_that_fails_leaves_nothing(
