@@ -144,7 +144,7 @@ def _lower_attend(values: Values, node: fx.Node, location: Location) -> Value:
         query.context, "scaled_dot_product_attention", ["query", "key", "value"], ["output"], attributes
     )
 
-    @coreai.graph(private=True, no_inline=True, composite_decl=declared)  # type: ignore[untyped-decorator]
+    @coreai.graph(private=True, no_inline=True, composite_decl=declared)  # type: ignore[untyped-decorator]  # it has no types
     def sdpa(query: Value, key: Value, value: Value) -> Value:
         return _attention(query, key, value, scale, window, 0.0)
 
@@ -193,7 +193,7 @@ def _lower_rms_norm(values: Values, node: fx.Node, location: Location) -> Value:
         value.context, "rms_norm", ["input", "scale"], ["output"], {"axes": -1, "eps": eps}
     )
 
-    @coreai.graph(private=True, no_inline=True, composite_decl=declared)  # type: ignore[untyped-decorator]
+    @coreai.graph(private=True, no_inline=True, composite_decl=declared)  # type: ignore[untyped-decorator]  # it has no types
     def rms_norm(input: Value, scale: Value) -> Value:  # noqa: A002 - Apple's name
         wide, factor = (coreai.cast(part, np.float32) for part in (input, scale))
         square = coreai.reduce_mean(coreai.mul(wide, wide), [wide.type.rank - 1])
@@ -212,8 +212,8 @@ def _lower_rotate(values: Values, node: fx.Node, location: Location) -> Value:
     )
     declared = generate_composite_decl(value.context, "rope", ["input", "cos", "sin"], ["output"], attributes)
 
-    @coreai.graph(private=True, no_inline=True, composite_decl=declared)  # type: ignore[untyped-decorator]
-    def rope(input: Value, cos: Value, sin: Value) -> Value:  # noqa: A002
+    @coreai.graph(private=True, no_inline=True, composite_decl=declared)  # type: ignore[untyped-decorator]  # it has no types
+    def rope(input: Value, cos: Value, sin: Value) -> Value:  # noqa: A002 - Apple's name
         first, second = _columns(input, 0, half), _columns(input, half, 2 * half)
         turned = [
             coreai.sub(coreai.broadcasting_mul(first, cos), coreai.broadcasting_mul(second, sin)),

@@ -177,7 +177,7 @@ class CoreAIAttention(CachedAttention):
         """Take the caches [layers, 1, kv_heads, capacity, head_dim] and all tokens' positions [1, tokens], the last `new` ones'
         too, whose positions are returned: [new]."""
         tokens = position_ids.shape[1]
-        torch._check(tokens >= new)  # type: ignore[no-untyped-call]
+        torch._check(tokens >= new)  # type: ignore[no-untyped-call]  # PyTorch has no types for it
         self._given = _Given(key_cache, value_cache, tokens - new, tokens, {})
         return position_ids[0, tokens - new :]
 

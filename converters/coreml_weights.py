@@ -29,9 +29,8 @@ from .stored_weights import StoredMatrix
 __all__ = ["IOS_18", "WEIGHT_FILE", "WeightFile", "mil_name", "shifted"]
 
 WEIGHT_FILE = "weight.bin"
-IOS_18 = (
-    9  # the version of Core ML's specification that packages are written in: the first with states and 4-bit blocks
-)
+# The version of Core ML's specification that packages are written in: the first with states and 4-bit blocks.
+IOS_18 = 9
 # A block whose offset is this many steps away is flat: its steps, far below half precision's, are dropped.
 MOST_STEPS = 1 << 14
 _UNSIGNED_TYPES = {2: types.uint2, 4: types.uint4, 6: types.uint6, 8: types.uint8}

@@ -106,7 +106,7 @@ class ExecutorchAttention(CachedAttention):
         """The cache's length, and for each window a mask float32 [new, context] to add to the scores."""
         first, new = cast("int", start.item()), positions.shape[0]
         for known in (first >= 0, first + new <= self.context):
-            torch._check(known)  # type: ignore[no-untyped-call]
+            torch._check(known)  # type: ignore[no-untyped-call]  # PyTorch has no types for it
         masked = {window for window in self.windows if window or self.config.softcap}
         return first, {
             window: _mask(positions.unsqueeze(1), self.get_buffer("places").unsqueeze(0), window) for window in masked

@@ -29,7 +29,6 @@ from .pte_trial import try_out
 __all__ = ["ExecuTorchBackend"]
 
 _LONG, _FLOAT = 4, 6  # runtime/core/portable_type/scalar_type.h
-_CACHE_TYPES = {"float32": torch.float32, "float16": torch.float16}
 FIRST_CAPACITY = 512
 _THREADS = threading.Lock()  # whose numbers are the process's: one model computes at a time
 
@@ -157,12 +156,8 @@ def _buffer_names(graph: Graph) -> list[str]:
 def _buffer(method: Any, name: str, graph: Graph, context: int) -> NDArray[np.generic]:
     """A view of one of the method's buffers, [kv_heads, context, head_dim]."""
     tensor, layout = method.get_attribute(name), graph.cache
-    if tensor.dtype is not _CACHE_TYPES.get(layout.dtype) or tensor.shape != (
-        1,
-        context,
-        layout.kv_heads,
-        layout.head_dim,
-    ):
+    shape = (1, context, layout.kv_heads, layout.head_dim)
+    if layout.dtype != "float32" or tensor.dtype is not torch.float32 or tensor.shape != shape:
         raise ValueError(name)
     view: NDArray[np.generic] = tensor.numpy()[0].swapaxes(0, 1)
     return view
@@ -314,9 +309,8 @@ def _parts(tokens: int, rows: int, most_tokens: int, most_rows: int) -> list[tup
     Parts are of like size: one token alone would be computed by another kernel, which rounds otherwise.
     """
     first, *others = _even(rows, min(most_rows, max(most_tokens // 2, 1)))
-    *before, last = _even(
-        tokens - rows + first, most_tokens
-    )  # the last has at least half of `most_tokens`, if there are others
+    # The last one has at least half of `most_tokens`, if there are others.
+    *before, last = _even(tokens - rows + first, most_tokens)
     return [*((new, 0) for new in before), (last, first), *((count, count) for count in others)]
 
 

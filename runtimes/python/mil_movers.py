@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from .mil_types import ArrayLike
 __all__ = ["MOVING", "slice_update"]
 
 Slices = tuple[slice | int, ...]
+_PAD_MODES: Mapping[str, Literal["reflect", "edge"]] = {"reflect": "reflect", "replicate": "edge"}
 
 
 def reshape(x: ArrayLike, shape: ArrayLike) -> ArrayLike:
@@ -166,7 +168,7 @@ def pad(x: ArrayLike, pad: ArrayLike, mode: str = "constant", constant_val: floa
     widths = [(0, 0)] * (x.ndim - len(pad) // 2) + [(int(a), int(b)) for a, b in pad.reshape(-1, 2)]
     if mode == "constant":
         return np.pad(x, widths, constant_values=constant_val)
-    return np.pad(x, widths, mode={"reflect": "reflect", "replicate": "edge"}[mode])  # type: ignore[call-overload, no-any-return]
+    return np.pad(x, widths, mode=_PAD_MODES[mode])
 
 
 MOVING: Mapping[str, Kernel] = {

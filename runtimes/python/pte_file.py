@@ -17,9 +17,8 @@ __all__ = ["check_pte"]
 _IDENTIFIER, _FAMILY = b"ET12", b"ET"
 _EXTENDED = b"eh00"
 _HEADER = struct.Struct("<4x4s4sIQQQ")  # root offset, identifiers, the extended header's length, its three sizes
-_LEAST_LENGTH = (
-    _HEADER.size - 8
-)  # from the extended identifier on: the first version that says how long the segments are
+# From the extended identifier on: of the first version that says how long the segments are.
+_LEAST_LENGTH = _HEADER.size - 8
 _HINT = "convert the model again, or copy the bundle again"
 
 
