@@ -83,16 +83,19 @@ class _Probes:
         positions = range(half, min(half + steps, len(text) - 1))
         with closing(self.model.backend.decoder()) as decoder:
             at_once = _predictions(decoder, text, positions)
-            decoder.rewind(0)
-            decoder.forward(_array(text[::-1]), rows=1, rope_length=len(text))
-            decoder.rewind(0)
+            _hold_another(decoder, text)
             again = _predictions(decoder, text, positions)
+            _hold_another(decoder, text)  # a program's own cache would still have the tokens that follow
+            alone = []
+            for position in positions:
+                decoder.rewind(0)
+                alone.append(_predictions(decoder, text[: position + 1], [position]))
         if not np.isfinite(at_once).all():
             return NOT_FINITE
-        if _departs(at_once[:1], _fresh(self.model, text[: half + 1], [half]), SAME_PROGRAM):
-            return MASK
         if _departs(at_once, again, SAME_PROGRAM):
             return STALE
+        if _departs(at_once, np.concatenate(alone), SAME_PROGRAM):
+            return MASK
         expected, stepped = _fresh(self.reference, text, positions), _stepped(self.model, text, positions)
         if not _departs(expected, at_once, self.bound) and _departs(expected, stepped, self.bound):
             return CACHE
@@ -130,6 +133,13 @@ class _Probes:
         tokens = list(dict.fromkeys(self.text[:count]))
         pairs = [(_fresh(self.reference, [token], [0]), _fresh(self.model, [token], [0])) for token in tokens]
         return sum(float(_kl(*pair).mean()) for pair in pairs) / len(tokens)
+
+
+def _hold_another(decoder: Decoder, text: Sequence[int]) -> None:
+    """Fill the cache with another text as long, and rewind."""
+    decoder.rewind(0)
+    decoder.forward(_array(text[::-1]), rows=1, rope_length=len(text))
+    decoder.rewind(0)
 
 
 def _fresh(model: LoadedModel, text: Sequence[int], positions: Sequence[int], *, chunk: int = 0) -> NDArray[np.float64]:
