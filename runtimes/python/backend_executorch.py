@@ -137,7 +137,8 @@ class ExecuTorchMethod:
         with _THREADS:
             set_threads(self._threads)
             others = torch.get_num_threads()
-            torch.set_num_threads(1)  # products inside of attention would start PyTorch's threads, beside ExecuTorch's
+            # Products inside of attention have PyTorch's threads. For a single token there is too little to share.
+            torch.set_num_threads(self._threads or others if len(tokens) > 1 else 1)
             try:
                 found = self._forward([torch.from_numpy(ids), torch.tensor([start]), *more], clone_outputs=False)
             except Exception as error:  # the bindings raise RuntimeError, and what C++ threw
