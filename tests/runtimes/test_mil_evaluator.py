@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -229,6 +229,7 @@ def test_input_of_another_shape_and_row_beyond_the_state_are_refused(package: Pa
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), name=st.sampled_from([MODEL, BLOBS, "Manifest.json"]))
+@example(seed=46701, name=BLOBS)
 def test_damaged_bytes_never_surprise(package: Path, tmp_path: Path, seed: int, name: str) -> None:
     chance, copy = random.Random(seed), tmp_path / f"{seed}.mlpackage"
     shutil.copytree(package, copy, dirs_exist_ok=True)
