@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from edgekit.capability import CAPABILITIES
+from edgekit.diagnosis import ALONE_TIMES
 from edgekit.divergence import Figures
 from edgekit.graph import Graph
 from edgekit.quant import CacheFormat
 from edgekit.verify import Comparison
 
-__all__ = ["failure", "kl_bound", "top1_bound"]
+__all__ = ["failure", "is_suspicious", "kl_bound", "rounding_bound", "top1_bound"]
 
 # Mean KL against full precision that a scheme may cost, in nats. 4 bits hurt small models more.
 BOUND_FLOATS = 0.005  # what halves cost, and sums in another order, with room for models that are never sure
@@ -16,6 +17,10 @@ BOUND_8_BITS = 0.02
 BOUND_8_BIT_ROWS = 0.1  # weights and activations have one scale a row and a token, where others have one for each block
 BOUND_8_BIT_NPU = 0.1  # its activations are whole numbers too, keys and values of 8 bits
 BOUND_4_BITS_SMALL, BOUND_4_BITS = 0.6, 0.2
+# The coarser bounds of 8 bits leave room for a wrong mask (0.085 on a tiny model whose rounding costs 0.002). What rounding
+# costs, it costs a token alone too: more than this, and than ALONE_TIMES that, is no rounding. Of 38 sound programs of tiny
+# models for NPUs the most had 7 times (and under 0.007); `sample` has 1.9 times.
+SUSPICIOUS = 0.04
 SMALL_PARAMETERS = 1_000_000_000
 # A model whose best token is another one at every second position writes other texts. A reference that is never sure has many
 # near ties: there the bound is how often its own samples agree with it.
@@ -38,6 +43,16 @@ def kl_bound(graph: Graph, parameters: int) -> float:
     if all(report.bits >= 16 for report in graph.weights) and graph.cache.dtype != CacheFormat.INT8:
         return BOUND_FLOATS
     return BOUND_8_BIT_ROWS if capability.int8_activations == "always" else BOUND_8_BITS
+
+
+def is_suspicious(kl_mean: float, bound: float) -> bool:
+    """Whether a program that keeps the bound of its scheme is to keep `rounding_bound` too."""
+    return SUSPICIOUS < kl_mean <= bound <= max(BOUND_8_BIT_ROWS, BOUND_8_BIT_NPU)
+
+
+def rounding_bound(bound: float, alone: float) -> float:
+    """The bound of a program whose predictions after a token alone have this mean KL."""
+    return min(bound, max(SUSPICIOUS, ALONE_TIMES * alone))
 
 
 def top1_bound(figures: Figures) -> float:

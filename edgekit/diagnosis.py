@@ -21,7 +21,19 @@ if TYPE_CHECKING:
     from edgekit.runtimes.backend import Decoder
     from edgekit.runtimes.engine import LoadedModel
 
-__all__ = ["CACHE", "LATE", "MASK", "NOT_FINITE", "ROTATION", "STALE", "WEIGHTS", "WINDOW", "diagnose"]
+__all__ = [
+    "ALONE_TIMES",
+    "CACHE",
+    "LATE",
+    "MASK",
+    "NOT_FINITE",
+    "ROTATION",
+    "STALE",
+    "WEIGHTS",
+    "WINDOW",
+    "diagnose",
+    "kl_alone",
+]
 
 # Mean KL in nats between two ways of one program to predict the same: orders of summation leave far less.
 SAME_PROGRAM = 0.02
@@ -31,6 +43,9 @@ AT_ONCE = 64
 EDGE = 6  # positions looked at before and behind the end of a window
 EARLY = 8  # a fault of every position shows before this one
 SHARE_AT_FIRST = 0.1  # of the later divergence: a token alone that has less of it agrees
+# A position departs where it has so many times what a token alone has, which is rounding: sound positions of tiny models for
+# NPUs have up to 11 times that. Less than what sums in another order cost is never a departure.
+ALONE_TIMES, LEAST_DEPARTURE = 16.0, 0.005
 
 WEIGHTS = (
     "it departs at the first token, which attends to nothing but itself: weights are rounded too coarsely, or they, their "
@@ -62,7 +77,15 @@ def diagnose(
     slow = model.provider.is_slow
     probes = _Probes(model, reference, list(tokens)[: SLOW_TEXT if slow else TEXT], bound)
     found = probes.of_itself(SLOW_STEPS if slow else STEPS)
-    return found or probes.by_position(SLOW_FIRST_TOKENS if slow else FIRST_TOKENS, windows)
+    return found or probes.by_position(kl_alone(model, reference, tokens), windows)
+
+
+def kl_alone(model: LoadedModel, reference: LoadedModel, tokens: Sequence[int]) -> float:
+    """Mean KL after a token alone, of a text's first few: it attends to itself, positions and masks have no part in it."""
+    count = SLOW_FIRST_TOKENS if model.provider.is_slow else FIRST_TOKENS
+    tried = list(dict.fromkeys(tokens[:count]))
+    pairs = [(_fresh(reference, [token], [0]), _fresh(model, [token], [0])) for token in tried]
+    return sum(float(_kl(*pair).mean()) for pair in pairs) / len(tried)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +124,21 @@ class _Probes:
             return CACHE
         return ""
 
-    def by_position(self, first_tokens: int, windows: Iterable[int]) -> str:
-        """From which position on it departs from the reference."""
-        last, bound = len(self.text) - 1, self.bound
+    def by_position(self, alone: float, windows: Iterable[int]) -> str:
+        """From which position on it departs from the reference.
+
+        Args:
+            alone: See `kl_alone`.
+        """
+        last = len(self.text) - 1
         spread = [1 << power for power in range(last.bit_length())]  # 1, 2, 4, ... up to the last
         full = [window for window in sorted(set(windows)) if EDGE <= window <= last - EDGE]
         edges = {position for window in full for position in range(window - EDGE, window + EDGE)}
         kl = self._by_position(sorted({*spread, *edges}))
         later = sum(kl[position] for position in spread) / len(spread)
-        if not self._of_first_tokens(first_tokens) <= max(bound, SHARE_AT_FIRST * later):
+        if not alone <= max(self.bound, SHARE_AT_FIRST * later):
             return WEIGHTS
+        bound = min(self.bound, max(ALONE_TIMES * alone, LEAST_DEPARTURE))
         for window in full:
             # The position before the window is full may hide one token too many.
             before = max(kl[position] for position in range(window - EDGE, window - 1))
@@ -127,12 +155,6 @@ class _Probes:
         models = self.reference, self.model
         expected, found = (_fresh(model, self.text, positions, chunk=AT_ONCE) for model in models)
         return dict(zip(positions, _kl(expected, found).tolist(), strict=True))
-
-    def _of_first_tokens(self, count: int) -> float:
-        """Mean KL after a token alone, of some tokens."""
-        tokens = list(dict.fromkeys(self.text[:count]))
-        pairs = [(_fresh(self.reference, [token], [0]), _fresh(self.model, [token], [0])) for token in tokens]
-        return sum(float(_kl(*pair).mean()) for pair in pairs) / len(tokens)
 
 
 def _hold_another(decoder: Decoder, text: Sequence[int]) -> None:

@@ -10,10 +10,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.bounds import failure, kl_bound, top1_bound
+from edgekit.bounds import failure, is_suspicious, kl_bound, rounding_bound, top1_bound
 from edgekit.bundle import GOLDENS, Bundle, Program, open_bundle
 from edgekit.companion import FORMAT, companion
-from edgekit.diagnosis import diagnose
+from edgekit.diagnosis import diagnose, kl_alone
 from edgekit.errors import (
     BundleError,
     ConversionError,
@@ -188,27 +188,40 @@ class _Gate:
             matched = reference_match(reference, goldens, format)
         except (BundleError, ConversionError, OSError) as error:  # no room for the reference, as a rule
             return _not_compared(f"the reference could not be run: {error}"), goldens
-        card = self._judged(comparison, lambda bound: _symptoms(model, self.reference, goldens, bound))
+        bound = kl_bound(self.program.graph, self.reference.source.parameters)
+        bound = _narrowed(bound, comparison, model, self.reference, goldens)
+        card = self._judged(comparison, bound, lambda: _symptoms(model, self.reference, goldens, bound))
         return card | {"reference_match_tokens": matched}, goldens
 
-    def _judged(self, comparison: Comparison, symptoms: Callable[[float], str]) -> dict[str, Any]:
+    def _judged(self, comparison: Comparison, bound: float, symptoms: Callable[[], str]) -> dict[str, Any]:
         graph, figures = self.program.graph, comparison.figures
-        bound = kl_bound(graph, self.reference.source.parameters)
         card = comparison.to_json() | {"reference": "float32 program of the same source", "kl_bound": bound}
         card |= {"top1_bound": top1_bound(figures)}
         failed = failure(comparison, bound)
         if failed is None:
             return card | {"status": "ok", "reason": None}
-        reasons = (failed, symptoms(bound), f"least exact: {_least_exact(graph)}")
+        reasons = (failed, symptoms(), f"least exact: {_least_exact(graph)}")
         return card | {"status": "failed", "reason": "; ".join(filter(None, reasons))}
+
+
+def _narrowed(
+    bound: float, comparison: Comparison, model: LoadedModel, reference: Reference, goldens: Goldens
+) -> float:
+    """The bound that a program must keep, where one that is wide may hide more than rounding."""
+    if not is_suspicious(comparison.figures.kl_mean, bound):
+        return bound
+    return rounding_bound(bound, kl_alone(model, reference.model(), _longest(goldens)))
+
+
+def _longest(goldens: Goldens) -> tuple[int, ...]:
+    return max((text.tokens for text in goldens.texts), key=len)
 
 
 def _symptoms(model: LoadedModel, reference: Reference, goldens: Goldens, bound: float) -> str:
     """What a program that failed is likely to have wrong; that it failed is said even where this can't be found out."""
-    longest = max((text.tokens for text in goldens.texts), key=len)
     windows = {layer.window for layer in reference.source.config.layers}
     try:
-        return diagnose(model, reference.model(), longest, bound=bound, windows=windows)
+        return diagnose(model, reference.model(), _longest(goldens), bound=bound, windows=windows)
     except (EdgeKitError, MemoryError, OSError) as error:
         return f"why could not be found out: {first_line(error)}"
 
@@ -305,6 +318,8 @@ def _verified(measured: _Measured, program: Program, model: LoadedModel) -> dict
     if comparison is None:
         return found | {"status": "ok", "reason": program.quality.get("reason")}
     bound = kl_bound(program.graph, bundle.manifest.model.get("parameters") or 0)
+    if measured.reference:
+        bound = _narrowed(bound, comparison, model, measured.reference, goldens)
     failed = failure(comparison, bound)
     if failed is None:
         return found | {"status": "ok", "reason": None}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgekit.diagnosis import CACHE, LATE, MASK, NOT_FINITE, ROTATION, STALE, WEIGHTS, WINDOW, diagnose
+from edgekit.diagnosis import CACHE, LATE, MASK, NOT_FINITE, ROTATION, STALE, WEIGHTS, WINDOW, diagnose, kl_alone
 
 VOCABULARY, WINDOW_SIZE = 16, 40
 TEXT = np.random.default_rng(0).integers(0, VOCABULARY, 200).tolist()
@@ -84,3 +84,17 @@ def test_symptoms_tell_faults_apart(name: str) -> None:
     wrong, expected = FAULTS[name]
     windows = (0, WINDOW_SIZE, 4096)
     assert diagnose(_model(wrong), _model(FAULTS["none"][0]), TEXT, bound=0.02, windows=windows) == expected
+
+
+@pytest.mark.parametrize("name", ["all but the first", "behind the window", "late"])
+def test_a_coarse_bound_does_not_blur_where_a_program_departs(name: str) -> None:
+    """What a token alone has is rounding; what comes later and is many times that is none, whatever rounding may cost."""
+    wrong, expected = FAULTS[name]
+    found = diagnose(_model(wrong), _model(FAULTS["none"][0]), TEXT, bound=10.0, windows=(WINDOW_SIZE,))
+    assert found == expected
+
+
+def test_what_a_token_alone_has_is_not_what_follows_it_has() -> None:
+    none = _model(FAULTS["none"][0])
+    assert kl_alone(_model(FAULTS["all but the first"][0]), none, TEXT) == 0
+    assert kl_alone(_model(FAULTS["everywhere"][0]), none, TEXT) > 1
