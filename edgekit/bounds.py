@@ -17,6 +17,8 @@ BOUND_8_BITS = 0.02
 BOUND_8_BIT_ROWS = 0.1  # weights and activations have one scale a row and a token, where others have one for each block
 BOUND_8_BIT_NPU = 0.1  # its activations are whole numbers too, keys and values of 8 bits
 BOUND_4_BITS_SMALL, BOUND_4_BITS = 0.6, 0.2
+# Palettes of 6 bits: `sample` has 0.08, off its grid 0.12 (256 positions). Larger models lose a third, as with 4 bits.
+BOUND_6_BITS_SMALL, BOUND_6_BITS = 0.15, 0.05
 # The coarser bounds of 8 bits leave room for a wrong mask (0.085 on a tiny model whose rounding costs 0.002). What rounding
 # costs, it costs a token alone too: more than this, and than ALONE_TIMES that, is no rounding. Of 38 sound programs of tiny
 # models for NPUs the most had 7 times (and under 0.007); `sample` has 1.9 times.
@@ -36,8 +38,11 @@ def kl_bound(graph: Graph, parameters: int) -> float:
     """The mean KL that a program must not exceed: by the fewest bits that any of its weights was rounded to."""
     rounded = [report.bits for report in graph.weights if report.block_size and report.relative_error]
     capability = CAPABILITIES[graph.format]
-    if min(rounded, default=32) <= 4:
-        return BOUND_4_BITS_SMALL if parameters < SMALL_PARAMETERS else BOUND_4_BITS
+    fewest, is_small = min(rounded, default=32), parameters < SMALL_PARAMETERS
+    if fewest <= 4:
+        return BOUND_4_BITS_SMALL if is_small else BOUND_4_BITS
+    if fewest <= 6:
+        return BOUND_6_BITS_SMALL if is_small else BOUND_6_BITS
     if capability.quantized_activations:
         return BOUND_8_BIT_NPU
     if all(report.bits >= 16 for report in graph.weights) and graph.cache.dtype != CacheFormat.INT8:

@@ -21,7 +21,7 @@ from .mil_movers import MOVING
 from .mil_operators import COMPUTING, Kernel
 from .mil_package import BROKEN, Package
 from .mil_program import Function, Operation, operator_kinds, read_functions
-from .mil_sizes import check_size
+from .mil_sizes import LiveMemory, check_size
 from .mil_types import HELD, ArrayLike, TensorType, round_to_half
 
 __all__ = ["MilFunction", "load_functions", "new_states"]
@@ -103,17 +103,18 @@ class MilFunction:
             GenerationError: An input does not fit, or an operator can't be computed.
         """
         values: dict[str, Any] = dict(self._constants)
+        live = LiveMemory(values.values(), sum(state.nbytes for state in states.values()))
         for name, kind in self.signature.inputs.items():
             if name not in inputs or not kind.admits(inputs[name].shape):
                 raise GenerationError(f"function {self.name} of the package takes {name} as {kind}")
             values[name] = _declared(inputs[name], kind, rounded=False)
         with np.errstate(all="ignore"):  # infinities and NaN are results
             for step in self._steps:
-                _run(step, values, states, self.name)
+                _run(step, values, states, live, self.name)
         return {name: values[name] for name in self.signature.outputs}
 
 
-def _run(step: _Step, values: dict[str, Any], states: States, function: str) -> None:
+def _run(step: _Step, values: dict[str, Any], states: States, live: LiveMemory, function: str) -> None:
     operation = step.operation
     try:
         if operation.kind == "read_state":
@@ -122,22 +123,23 @@ def _run(step: _Step, values: dict[str, Any], states: States, function: str) -> 
             _write(states, operation.inputs["input"][0], values[operation.inputs["data"][0]])
             results = []
         else:
-            results = _computed(step, values)
+            results = _computed(step, values, live)
         for (name, kind), result in zip(operation.outputs, results, strict=True):
             values[name] = _declared(result, kind, rounded=operation.kind not in COMPUTING)
+            live.add(values[name])
     except (ValueError, IndexError, TypeError, KeyError, AttributeError, ArithmeticError, MemoryError) as error:
         reason = str(error) or type(error).__name__
         raise GenerationError(f"{function}: {operation.name} ({operation.kind}) can't be computed: {reason}") from error
     for name in step.dead:
-        del values[name]
+        live.remove(values.pop(name))
 
 
-def _computed(step: _Step, values: Mapping[str, Any]) -> list[Any]:
+def _computed(step: _Step, values: Mapping[str, Any], live: LiveMemory) -> list[Any]:
     arguments = {
         key: [values[name] for name in names] if key == "values" else values[names[0]]
         for key, names in step.operation.inputs.items()
     }
-    check_size(step.operation.kind, arguments, step.operation.outputs[0][1])
+    live.check(check_size(step.operation.kind, arguments, step.operation.outputs[0][1]))
     if step.in_place:
         arguments["in_place"] = True
     result = step.kernel(**arguments)

@@ -1,13 +1,14 @@
 """How large an operator's result will be, before it takes memory: a few bytes of an untrusted package could ask for all of it.
 
-Only operators whose result may be larger than what they are given are here; so are those whose numbers, such as an epsilon, numpy
-would take as tensors.
+So could many results, none of which is large: what is needed at the same time is bounded too. Of single results, only those of
+operators which may give more than they are given are here; so are those whose numbers, such as an epsilon, numpy would take as
+tensors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -16,27 +17,82 @@ import numpy as np
 from .mil_operators import BINARY
 from .mil_types import ArrayLike, TensorType
 
-__all__ = ["GROWING", "LARGEST_RESULT", "check_size"]
+__all__ = ["GROWING", "LARGEST_RESULT", "LiveMemory", "check_size"]
 
 # Elements: the scores of 32 heads, each of 64 tokens with 131,072, a gigabyte in float32.
 LARGEST_RESULT = 1 << 28
+# Four such results; attention needs its scores, what is masked of them, and their exponentials at the same time.
+LARGEST_LIVE_BYTES = 1 << 32
+ITEM_BYTES = 4  # the most that an element takes, as `mil_types` holds them
 
 _Size = Callable[..., int]
 
 
-def check_size(kind: str, arguments: Mapping[str, Any], declared: TensorType) -> None:
+class LiveMemory:
+    """What the results that are still needed take together; several may be views of one buffer.
+
+    Args:
+        constants: They take nothing more.
+        state_bytes: What the states take: programs may hold what they were, and what they become, besides.
+    """
+
+    def __init__(self, constants: Iterable[Any], state_bytes: int) -> None:
+        self._constants = {id(_buffer(value)) for value in constants if isinstance(value, np.ndarray)}
+        self._users: dict[int, int] = {}
+        self._bytes, self._most_bytes = 0, LARGEST_LIVE_BYTES + 2 * state_bytes
+
+    def check(self, more_bytes: int) -> None:
+        """Refuse a result for which there is no room.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if self._bytes + more_bytes > self._most_bytes:
+            raise ValueError(
+                f"with {self._bytes + more_bytes:,} bytes at once it needs more than the {self._most_bytes:,} there are here"
+            )
+
+    def add(self, result: Any) -> None:
+        """A result is there from now on."""
+        buffer = _buffer(result)
+        if id(buffer) not in self._constants:
+            users = self._users[id(buffer)] = self._users.get(id(buffer), 0) + 1
+            self._bytes += buffer.nbytes if users == 1 else 0
+
+    def remove(self, result: Any) -> None:
+        """It is not needed any more."""
+        buffer = _buffer(result)
+        if id(buffer) in self._users:
+            self._users[id(buffer)] -= 1
+            if not self._users[id(buffer)]:
+                del self._users[id(buffer)]
+                self._bytes -= buffer.nbytes
+
+
+def _buffer(value: Any) -> Any:
+    """The array whose memory an array is a view of."""
+    while isinstance(getattr(value, "base", None), np.ndarray):
+        value = value.base
+    return value
+
+
+def check_size(kind: str, arguments: Mapping[str, Any], declared: TensorType) -> int:
     """Refuse an operator whose result is not of the declared size, or too large.
+
+    Returns:
+        The most bytes that its result takes.
 
     Raises:
         ValueError: It is so. Whatever else numpy raises of arguments that do not fit each other passes through.
     """
     size = GROWING.get(kind)
     if size is None:
-        return
+        return max((np.size(value) * ITEM_BYTES for value in arguments.values()), default=0)
     count = size(**arguments)
     if declared.is_fixed and count != declared.count:
         raise ValueError(f"the result has {count:,} elements, not those of {declared.shape}")
     _check_largest(count)
+    return count * ITEM_BYTES
 
 
 def _check_largest(count: int) -> None:

@@ -81,3 +81,41 @@ def test_attention_of_few_results_may_not_have_huge_scores() -> None:
 def test_result_of_the_declared_size_is_computed(shape: tuple[int, ...]) -> None:
     arguments = {"shape": np.array([4, 6], np.int32), "value": np.float32(2)}
     np.testing.assert_array_equal(run(program("fill", arguments, TensorType("float32", shape))), np.full((4, 6), 2))
+
+
+LARGE = TensorType("float32", (1 << 14,))  # 64 KiB
+
+
+def chain(count: int, kept: int) -> MilFunction:
+    """Adds 1 so many times, and at the end adds up as many of the last results, which were all needed until then."""
+    constants = {"one": np.float32(1), "x0": np.zeros(LARGE.shape, np.float32)}
+    steps = [
+        Operation("add", f"x{n + 1}", {"x": (f"x{n}",), "y": ("one",)}, ((f"x{n + 1}", LARGE),)) for n in range(count)
+    ]
+    names = [f"x{count - n}" for n in range(kept)]
+    sums = [names[0], *(f"s{n}" for n in range(1, kept))]
+    steps += [
+        Operation("add", sums[n], {"x": (sums[n - 1],), "y": (names[n],)}, ((sums[n], LARGE),)) for n in range(1, kept)
+    ]
+    return MilFunction(Function("main", Signature({}, {}, {sums[-1]: LARGE}), tuple(steps), constants))
+
+
+def test_results_that_are_needed_at_once_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.runtimes.mil_sizes.LARGEST_LIVE_BYTES", 10 * LARGE.count * 4)
+    many = chain(100, kept=3)
+    (result,) = many({}, {}).values()
+    np.testing.assert_array_equal(result, 100 + 99 + 98)
+    with pytest.raises(GenerationError, match=r"x11 \(add\) can't be computed: with .* bytes at once it needs more"):
+        chain(100, kept=100)({}, {})
+
+
+def test_views_of_a_buffer_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.runtimes.mil_sizes.LARGEST_LIVE_BYTES", 3 * LARGE.count * 4)
+    constants = {"one": np.float32(1), "x": np.zeros(LARGE.shape, np.float32), "shape": np.array([2, -1], np.int32)}
+    halves = TensorType("float32", (2, LARGE.count // 2))
+    steps = [Operation("add", "y", {"x": ("x",), "y": ("one",)}, (("y", LARGE),))]
+    views = [f"v{n}" for n in range(8)]
+    steps += [Operation("reshape", name, {"x": ("y",), "shape": ("shape",)}, ((name, halves),)) for name in views]
+    outputs = dict.fromkeys(views, halves)
+    found = MilFunction(Function("main", Signature({}, {}, outputs), tuple(steps), constants))({}, {})
+    assert found.keys() == set(views)
