@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,10 @@ CHECKS = {
     "mypy benchmarks": ("mypy", "--no-explicit-package-bases", *sorted(map(str, BENCHMARKS.glob("*.py")))),
 }
 LEAST_PYTHON = (3, 11)
-PROCESSES = "2"
+# A process takes a whole file, so that what a file's tests share is made once; `tests/conftest.py` puts long files first.
+PYTEST = ("pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+# The processes share the cores: more threads of PyTorch's would only wait for each other.
+THREADS = {"OMP_NUM_THREADS": "1"}
 
 
 def main(arguments: list[str]) -> int:
@@ -38,12 +42,19 @@ def main(arguments: list[str]) -> int:
         return 1
     if not timed("environment", set_up):
         return 1
-    passed = [timed(name, partial(run, "-m", *command)) for name, command in CHECKS.items()]
     quick = ["-m", "not slow"] if "--quick" in arguments else []
     others = [argument for argument in arguments if argument != "--quick"]
-    # Last, so that its closing line is the last one.
-    passed.append(run("-m", "pytest", "-n", PROCESSES, *quick, *others))
-    return 0 if all(passed) else 1
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        checks = beside.submit(check)
+        passed = run("-m", *PYTEST, *quick, *others)
+    if failed := checks.result():
+        print(f"FAILED: {', '.join(failed)}", file=sys.stderr)
+    return 0 if passed and not failed else 1
+
+
+def check() -> list[str]:
+    """Run all but the tests; the names of what failed."""
+    return [name for name, command in CHECKS.items() if not timed(name, partial(run, "-m", *command))]
 
 
 def set_up() -> bool:
@@ -54,7 +65,8 @@ def set_up() -> bool:
     STAMP.unlink(missing_ok=True)
     if subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=False).returncode:
         return False
-    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    # Compiled is what is imported, when it is: of the thousands of files few are.
+    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile")
     if not all(run(*pip, *packages) for packages in INSTALLS):
         return False
     STAMP.write_text(wanted, encoding="utf-8", newline="\n")
@@ -63,7 +75,7 @@ def set_up() -> bool:
 
 def run(*arguments: str) -> bool:
     """Run the environment's Python in the repository; whether it succeeded."""
-    return subprocess.run([PYTHON, *arguments], check=False, cwd=ROOT).returncode == 0
+    return subprocess.run([PYTHON, *arguments], check=False, cwd=ROOT, env=THREADS | os.environ).returncode == 0
 
 
 def timed(name: str, step: Callable[[], bool]) -> bool:

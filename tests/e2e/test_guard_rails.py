@@ -17,7 +17,8 @@ TARGET = "raspberry-pi-5"
 
 def two_bits(folder: Path) -> str:
     recipe = folder / "two.toml"
-    recipe.write_text("bits = 2\nblock_size = 256\n", encoding="utf-8")
+    # Blocks of 64: ONNX Runtime has no fast kernel for 2 bits in larger ones.
+    recipe.write_text("bits = 2\nblock_size = 64\n", encoding="utf-8")
     return str(recipe)
 
 
@@ -60,7 +61,7 @@ def test_verdict_stands_where_its_cause_can_not_be_found_out(
 @pytest.mark.slow
 def test_two_bits_of_the_sample_are_refused(sample_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(edgekit.ConversionError, match="over the bound") as caught:
-        # A short context: 2 bits compute slowly here, and a text past its half is read too.
+        # A short context: a text past its half is read too.
         edgekit.convert("sample", target=TARGET, quant=two_bits(tmp_path), context=512, out=tmp_path / "a.edgekit")
     assert "use --quant int8 (14" in str(caught.value.hint)  # MB
     assert [path.name for path in tmp_path.iterdir()] == ["two.toml"]

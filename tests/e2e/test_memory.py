@@ -20,6 +20,15 @@ pytestmark = [
 ALLOWED_BYTES = 6_000_000  # a session of this model takes some 100 kB, a cache of 10,000 tokens 8 MB
 
 
+@pytest.fixture(autouse=True, scope="module")
+def usual_collector() -> Iterator[None]:
+    """Garbage is collected as often as in users' processes."""
+    tests = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*tests)
+
+
 def memory() -> int:
     """Resident memory of this process, in bytes."""
     gc.collect()

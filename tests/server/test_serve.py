@@ -147,7 +147,7 @@ def test_impossible_values_are_wrong_usage(tiny_bundle: Path, options: tuple[obj
 def test_sample_answers_and_its_prefix_is_kept(sample_gguf: Path, tmp_path: Path) -> None:
     import edgekit
 
-    edgekit.convert(sample_gguf, target="linux-x86-64", out=tmp_path / "sample.edgekit")
+    edgekit.convert(sample_gguf, target="linux-x86-64", out=tmp_path / "sample.edgekit", verify=False)
     with serving(tmp_path / "sample.edgekit") as (_, url), openai.OpenAI(base_url=url, api_key="none") as client:
         messages: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
         reply = client.chat.completions.create(model="sample", messages=messages, max_tokens=20)
