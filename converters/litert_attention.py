@@ -34,8 +34,11 @@ class GivenCacheAttention(CachedAttention):
         self.present: list[tuple[Tensor, Tensor]] = []
 
     def positions(self, tokens: Tensor, start: Tensor) -> Tensor:
-        """See the base; what fills up a chunk may lie beyond the context, for which there are no tables."""
-        return super().positions(tokens, start).clamp(max=self.context - 1)
+        """See the base, in int32; what fills up a chunk may lie beyond the context, for which there are no tables."""
+        new = torch.arange(
+            tokens.shape[1], dtype=torch.int32
+        )  # of int64 the converter traces the whole function once more
+        return (start.reshape(1) + new).clamp(max=self.context - 1)
 
     def begin(self, start: Tensor, positions: Tensor) -> dict[int, Tensor]:
         """For each kind of window what is added to scores, [new, context + new]: the cache's places, then the new tokens."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from edgekit.errors import ConversionError
 
 from .quantize import QuantizedRows
 from .stored_weights import StoredMatrix
-from .torch_weights import DecoderParts
+from .torch_weights import DecoderParts, RmsNorm
 
 __all__ = ["Integers", "LitertParts", "digest"]
 
@@ -45,6 +46,10 @@ class LitertParts(DecoderParts):
         self._remember(matrix)
         return super().embedding(matrix)
 
+    def norm(self, role: str, weight: NDArray[np.float32], eps: float) -> nn.Module:
+        """See the base."""
+        return (HeadNorm if role.endswith((".query_norm", ".key_norm")) else RmsNorm)(torch.from_numpy(weight), eps)
+
     def _remember(self, matrix: StoredMatrix) -> None:
         rows, form = matrix.rows, matrix.plan.format
         if not isinstance(rows, QuantizedRows):
@@ -54,6 +59,14 @@ class LitertParts(DecoderParts):
         columns = matrix.plan.shape[1]
         values = (rows.values.reshape(len(rows.values), -1)[:, :columns].astype(np.int16) - _MIDDLE).astype(np.int8)
         self.integers[digest(matrix.floats())] = values, rows.scales[:, 0].astype(np.float32)
+
+
+class HeadNorm(RmsNorm):
+    """A norm of heads in two axes: of four, the converter makes a product for one token that it then refuses."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Norm the last axis."""
+        return super().forward(value.reshape(-1, value.shape[-1])).reshape(value.shape)
 
 
 def digest(floats: NDArray[np.generic]) -> str:
