@@ -108,6 +108,7 @@ class MilFunction:
             if name not in inputs or not kind.admits(inputs[name].shape):
                 raise GenerationError(f"function {self.name} of the package takes {name} as {kind}")
             values[name] = _declared(inputs[name], kind, rounded=False)
+            live.add(values[name])
         with np.errstate(all="ignore"):  # infinities and NaN are results
             for step in self._steps:
                 _run(step, values, states, live, self.name)

@@ -88,7 +88,7 @@ LARGE = TensorType("float32", (1 << 14,))  # 64 KiB
 
 def chain(count: int, kept: int) -> MilFunction:
     """Adds 1 so many times, and at the end adds up as many of the last results, which were all needed until then."""
-    constants = {"one": np.float32(1), "x0": np.zeros(LARGE.shape, np.float32)}
+    constants: dict[str, NDArray[Any] | str] = {"one": np.array(1, np.float32), "x0": np.zeros(LARGE.shape, np.float32)}
     steps = [
         Operation("add", f"x{n + 1}", {"x": (f"x{n}",), "y": ("one",)}, ((f"x{n + 1}", LARGE),)) for n in range(count)
     ]
@@ -111,7 +111,11 @@ def test_results_that_are_needed_at_once_are_bounded_together(monkeypatch: pytes
 
 def test_views_of_a_buffer_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgekit.runtimes.mil_sizes.LARGEST_LIVE_BYTES", 3 * LARGE.count * 4)
-    constants = {"one": np.float32(1), "x": np.zeros(LARGE.shape, np.float32), "shape": np.array([2, -1], np.int32)}
+    constants: dict[str, NDArray[Any] | str] = {
+        "one": np.array(1, np.float32),
+        "x": np.zeros(LARGE.shape, np.float32),
+        "shape": np.array([2, -1], np.int32),
+    }
     halves = TensorType("float32", (2, LARGE.count // 2))
     steps = [Operation("add", "y", {"x": ("x",), "y": ("one",)}, (("y", LARGE),))]
     views = [f"v{n}" for n in range(8)]
