@@ -28,6 +28,8 @@ from edgekit.gate import verify_bundle
 from edgekit.registry import CONVERTERS, check_installed, load_attribute
 from edgekit.source import Source, Tensor
 
+from .litert_faults import LitertChild, cross_caches
+
 SLIDING = 24  # tokens: the texts that are compared are longer
 MODEL = ("mistral", {"num_hidden_layers": 2, "sliding_window": SLIDING})
 RIGHT_END, WRONG_END = 257, 5
@@ -48,6 +50,7 @@ FORMATS = {
     "executorch": Format("linux-x86-64", "fp32"),
     "coreml": Format("iphone-16", "fp16"),
     "coreai": Format("iphone-16", "fp32"),
+    "litert": Format("galaxy-s24", "int8"),
 }
 
 
@@ -180,7 +183,9 @@ def _cache_of_another_sequence(patch: Patch) -> None:
 
 
 def _crossed_caches(directory: Path) -> None:
-    """Each layer of an ONNX program reads the keys and values that the other one kept."""
+    """Each layer of an ONNX or LiteRT program reads the keys and values that the other one kept."""
+    for path in directory.glob("litert/*.tflite"):
+        cross_caches(path)
     for path in directory.glob("onnx*/*.onnx"):
         program = onnx.load(path, load_external_data=False)
         for node in program.graph.node:
@@ -218,6 +223,9 @@ FAULTS = {
 }
 
 
+litert_child = LitertChild()
+
+
 def _convert(model: Path, format: str, out: Path, fault: Fault, patch: Patch, *, quant: str = "") -> Any:
     """Convert with a fault in the program alone: the gate's reference is converted without."""
     chosen = FORMATS[format]
@@ -244,6 +252,8 @@ def _convert(model: Path, format: str, out: Path, fault: Fault, patch: Patch, *,
         planted.setattr("edgekit.pipeline.load_attribute", load)
         # An NPU's emulator takes minutes for all of these: ONNX Runtime computes the same graphs on the processor.
         planted.setattr("edgekit.runtimes.provider_choice.is_installed", lambda name: False)
+        if format == "litert":
+            planted.setattr("edgekit.converters.to_litert.run_child", litert_child)
         if format == "executorch":  # that loading crashes nothing is tried in a process of its own, which takes seconds
             planted.setattr("edgekit.runtimes.backend_executorch.try_out", lambda path: None)
         return edgekit.convert(
