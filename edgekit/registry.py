@@ -108,10 +108,10 @@ OPTIONAL = {
 # machines there are such packages.
 FORMAT_EXTRAS = {
     "executorch": ({"torch": "torch", "executorch": "executorch"}, "Linux, macOS on arm64, Windows on x86-64"),
-    "coreml": ({"torch": "torch", "coremltools": "coremltools"}, "macOS, Linux on x86-64"),
+    "coreml": ({"torch": "torch", "coremltools": "coremltools"}, "macOS on arm64, Linux on x86-64, Python up to 3.13"),
     "coreai": (
         {"torch": "torch", "coreai": "coreai-core", "coreai_torch": "coreai-torch"},
-        "macOS on arm64, Linux on x86-64",
+        "macOS 26 and later on arm64, Linux on x86-64",
     ),
     "litert": ({"torch": "torch", "ai_edge_litert": "ai-edge-litert"}, "Linux, macOS on arm64, Windows on x86-64"),
 }

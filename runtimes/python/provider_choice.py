@@ -17,14 +17,14 @@ from typing import Any
 import edgekit
 from edgekit.bundle import Bundle, Program
 from edgekit.child import ChildError, run_child
-from edgekit.errors import BundleError, EdgeKitError, MissingExtraError, UnsupportedError
+from edgekit.errors import BundleError, MissingExtraError, UnsupportedError
 from edgekit.machine import describe_machine
 from edgekit.registry import PROVIDERS_OF_FORMATS
 from edgekit.user_cache import cache_directory
 
 from .backend import Runtime
 from .kept_trials import keep_trial, read_trial, trial_file
-from .providers import PROVIDERS, executor_name, find_devices, is_installed, package_versions
+from .providers import PROVIDERS, executor_name, is_installed, package_versions
 
 __all__ = ["CPU_ONLY", "ProviderChoice", "choose_provider", "fall_back", "list_providers"]
 
@@ -132,7 +132,7 @@ def list_providers() -> list[dict[str, Any]]:
             entry["problem"] = "not installed"
         else:
             try:
-                entry["devices"] = run_child(DEVICES, {"provider": name}, timeout_s=PROBE_TIMEOUT_S)["devices"]
+                entry["devices"] = _devices_here(name)
             except ChildError as error:
                 entry["problem"] = error.message
         found.append(entry)
@@ -160,11 +160,21 @@ def _choose_asked(bundle: Bundle, program: Program, asked: str, verifying: bool)
 
 def _verify_devices(name: str) -> _Trial:
     try:
-        devices = find_devices(name)
-    except EdgeKitError as error:
+        devices = _devices_here(name)
+    except ChildError as error:
         return _Trial("", error.message)
     kinds = [kind for kind in (*PROVIDERS[name].devices, "cpu") if kind in devices]
     return _Trial(kinds[0]) if kinds else _Trial("", "it has no device here")
+
+
+def _devices_here(name: str) -> list[str]:
+    """The kinds of a provider's devices; another process loads the vendor's library.
+
+    Raises:
+        ChildError: It crashes, or is not loaded.
+    """
+    devices: list[str] = run_child(DEVICES, {"provider": name}, timeout_s=PROBE_TIMEOUT_S)["devices"]
+    return devices
 
 
 def _try_kept(bundle: Bundle, program: Program, name: str, *, any_device: bool = False) -> _Trial:

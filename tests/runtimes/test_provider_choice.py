@@ -120,6 +120,8 @@ def test_crash_at_load_does_not_take_this_process_down(npu_bundle: Bundle, machi
         assert model.generate("hello", max_tokens=2).tokens
     with pytest.raises(BundleError, match="qnn does not run this program: it crashed"):
         edgekit.load(npu_bundle.directory, provider="qnn")
+    (problem,) = choose(npu_bundle, verifying=True).passed_over
+    assert problem.startswith("qnn: it crashed with SIGSEGV")
 
 
 def test_library_that_is_none_is_passed_over(npu_bundle: Bundle, machine: Machine) -> None:
