@@ -22,12 +22,13 @@ from edgekit.graph import Graph
 from edgekit.runtime_options import RuntimeOptions
 
 from .backend import Runtime
-from .executorch_runtime import ProgramFile, set_threads
+from .executorch_runtime import ProgramFile, executorch_version, set_threads
+from .program_trial import Trial, try_out
 from .pte_file import check_pte
-from .pte_trial import try_out
 
 __all__ = ["ExecuTorchBackend"]
 
+PROBE = "edgekit.runtimes.pte_probe"
 _LONG, _FLOAT = 4, 6  # runtime/core/portable_type/scalar_type.h
 FIRST_CAPACITY = 512
 _THREADS = threading.Lock()  # whose numbers are the process's: one model computes at a time
@@ -55,7 +56,7 @@ class ExecuTorchBackend:
         path = directory / graph.files[0]
         check_pte(path)
         if not tried:
-            try_out(path)
+            try_out(path, Trial("ExecuTorch", executorch_version(), PROBE))
         self._method: ExecuTorchMethod | None = ExecuTorchMethod(path, graph, context, options)
         self.end_tokens = self._method.end_tokens
 

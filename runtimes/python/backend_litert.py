@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from edgekit.errors import BundleError, GenerationError, first_line
 from edgekit.graph import Graph
-from edgekit.quiet import quieted
 from edgekit.runtime_options import RuntimeOptions
 
 from .backend import Runtime
+from .program_trial import Trial, try_out
+from .tflite_file import check_tflite, litert_version, load_functions
 
 __all__ = ["LitertBackend"]
 
+PROBE = "edgekit.runtimes.tflite_probe"
 Arrays = dict[str, NDArray[Any]]
 Types = dict[str, tuple[tuple[int, ...], str]]  # shape and element type by name
 
@@ -35,6 +37,7 @@ class LitertBackend:
         graph: The program's description.
         context: Tokens of the cache.
         options: How to load it.
+        tried: The program is known not to crash.
 
     Raises:
         BundleError: LiteRT does not load it, or it is not what the manifest describes.
@@ -43,20 +46,14 @@ class LitertBackend:
     runtime = Runtime("litert")
     end_tokens = None
 
-    def __init__(self, directory: Path, graph: Graph, *, context: int, options: RuntimeOptions) -> None:
+    def __init__(
+        self, directory: Path, graph: Graph, *, context: int, options: RuntimeOptions, tried: bool = False
+    ) -> None:
         path = directory / graph.files[0]
-        try:
-            with quieted():
-                from ai_edge_litert.interpreter import Interpreter
-
-                self._interpreter = Interpreter(str(path), num_threads=options.threads or None)
-                self._interpreter.allocate_tensors()  # its delegate announces itself here rather than in a forward
-                signatures: dict[str, Any] = self._interpreter.get_signature_list()
-                runners = {name: self._interpreter.get_signature_runner(name) for name in signatures}
-        except (ValueError, RuntimeError, TypeError) as error:  # what its bindings raise
-            raise BundleError(
-                f"{graph.files[0]} is not loaded by LiteRT: {first_line(error)}", hint="convert the model again"
-            ) from error
+        check_tflite(path)
+        if not tried:
+            try_out(path, Trial("LiteRT", litert_version(), PROBE))
+        self._interpreter, runners = load_functions(path, threads=options.threads)
         if not graph.chunk or not _agrees(runners, graph, context):
             raise BundleError(
                 f"{graph.files[0]} is not the program that the manifest describes", hint="convert the model again"
@@ -137,6 +134,8 @@ class LitertDecoder:
         runners = self._open()
         if self._length + len(tokens) > self._context:
             raise ValueError(f"{self._length + len(tokens)} tokens in a context of {self._context}")
+        if tokens.min() < 0 or tokens.max() >= self._graph.vocab_size:
+            raise ValueError(f"tokens outside of a vocabulary of {self._graph.vocab_size}")
         before, logits = self._length, list[NDArray[np.float32]]()
         try:
             for start in range(0, len(tokens), self._graph.chunk):

@@ -254,8 +254,8 @@ def _convert(model: Path, format: str, out: Path, fault: Fault, patch: Patch, *,
         planted.setattr("edgekit.runtimes.provider_choice.is_installed", lambda name: False)
         if format == "litert":
             planted.setattr("edgekit.converters.to_litert.run_child", litert_child)
-        if format == "executorch":  # that loading crashes nothing is tried in a process of its own, which takes seconds
-            planted.setattr("edgekit.runtimes.backend_executorch.try_out", lambda path: None)
+        if format in {"executorch", "litert"}:  # that loading crashes nothing is tried in a process of its own
+            planted.setattr(f"edgekit.runtimes.backend_{format}.try_out", lambda path, trial: None)
         return edgekit.convert(
             model, target=chosen.target, format=format, quant=quant or chosen.quant, context=192, out=out
         )

@@ -17,7 +17,7 @@ from edgekit import child
 from edgekit.errors import BundleError
 from edgekit.quiet import quieted
 from edgekit.runtime_options import RuntimeOptions
-from edgekit.runtimes import pte_trial
+from edgekit.runtimes import program_trial
 from edgekit.runtimes.backend_executorch import ExecuTorchBackend
 from edgekit.runtimes.pte_file import check_pte
 
@@ -28,7 +28,7 @@ Load = Callable[[bytes], ExecuTorchBackend]
 @pytest.fixture
 def load(exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """`load(data)`: these bytes as a program of a bundle, which nobody has tried yet."""
-    monkeypatch.setattr(pte_trial, "cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setattr(program_trial, "cache_directory", lambda: tmp_path / "cache")
     options = RuntimeOptions(threads=1)
 
     def loaded(data: bytes) -> ExecuTorchBackend:
@@ -150,12 +150,12 @@ def test_trial_is_made_once_for_a_file(
         tried.append(module)
         return child.run_child(module, task, **options)
 
-    monkeypatch.setattr(pte_trial, "run_child", counted)
+    monkeypatch.setattr(program_trial, "run_child", counted)
     data = exported.path.read_bytes()
     load(data)
     options = RuntimeOptions(threads=1)
     renamed = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}-renamed"))
-    monkeypatch.setattr(pte_trial, "cache_directory", lambda: renamed / "cache")
+    monkeypatch.setattr(program_trial, "cache_directory", lambda: renamed / "cache")
     ExecuTorchBackend(renamed, exported.graph, context=CONTEXT, options=options)
     assert len(tried) == 1, "a bundle is written aside and renamed"
     os.utime(renamed / "model.pte", ns=(0, 0))

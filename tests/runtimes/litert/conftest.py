@@ -54,10 +54,10 @@ class Converted(NamedTuple):
             logits: NDArray[np.float32] = model(torch.tensor([tokens])).logits[0].numpy()
         return logits
 
-    def load(self, *, graph: Graph | None = None, context: int = CONTEXT) -> LitertBackend:
-        """The backend; nothing is tried first."""
+    def load(self, *, graph: Graph | None = None, context: int = CONTEXT, tried: bool = True) -> LitertBackend:
+        """The backend; in this process alone unless told otherwise."""
         options = RuntimeOptions(threads=1)
-        return LitertBackend(self.directory, graph or self.graph, context=context, options=options)
+        return LitertBackend(self.directory, graph or self.graph, context=context, options=options, tried=tried)
 
 
 class _Converter:
