@@ -164,7 +164,7 @@ class Lowering:
         """As a layer norm, whose mean is zero over a vector and its negative: squares then can't leave half precision.
 
         Its epsilon has the vector's precision. One that would round to zero there is the least number over zero: a vector of
-        zeros then still gives zeros, and of a larger one (see STREAM_DIVISOR) it is less than the vector's own rounding.
+        zeros then still gives zeros, and of a larger one (see `coreml_range`) it is less than the vector's own rounding.
         """
         if self.float_type is np.float16:
             epsilon = max(epsilon, LEAST_HALF)

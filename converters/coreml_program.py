@@ -27,6 +27,7 @@ from edgekit.graph import TensorReport
 from .coreml_attention import KEYS, VALUES, StatefulAttention, StatefulAttentionEmitter, state_shape
 from .coreml_lowering import Lowering, StoredArray, StoredProduct
 from .coreml_package import PACKAGE_FILES, WEIGHTS, write_package
+from .coreml_range import PRODUCT_DIVISOR, STREAM_DIVISOR, STREAM_READERS, STREAM_WRITERS, lessened
 from .coreml_weights import WeightFile
 from .stored_weights import StoredMatrix, StoredWeight
 from .torch_decoder import TorchDecoder
@@ -35,13 +36,6 @@ from .torch_weights import DecoderParts, Floats, load_weights
 __all__ = ["PACKAGE_FILES", "PackagedProgram"]
 
 DEFAULT_FUNCTION = "decode"
-# What the residual stream of sandwich-norm models (Gemma) is divided by in half precision: in published checkpoints it passes
-# 65,504, the most that there is. What is added to it (embedding, post-norms) is 64 times smaller; what reads it are RMS norms,
-# which give the same for any scale once eps is divided by its square. A power of two changes exponents only. 64 gives room up to
-# 4 million. The stream, of size 1 and more, stays far above the least normal number, which is 64 * 2^-14 = 0.004 of it.
-STREAM_DIVISOR = 64
-STREAM_WRITERS = ("post_attention_norm", "post_mlp_norm")
-STREAM_READERS = ("attention_norm", "mlp_norm", "final_norm")
 
 
 class PackagedProgram:
@@ -63,8 +57,9 @@ class PackagedProgram:
             halves: Compute in float16, else in float32, which the Neural Engine does not have.
         """
         (package / WEIGHTS).parent.mkdir(parents=True)
-        self._divisor = STREAM_DIVISOR if halves and config.norm == "sandwich" else 1
-        self.config = replace(config, embedding_scale=config.embedding_scale / self._divisor)
+        self._lessens = halves and config.norm == "sandwich"
+        stream = STREAM_DIVISOR if self._lessens else 1
+        self.config = replace(config, embedding_scale=config.embedding_scale / stream)
         self.package, self.context, self.chunk = package, context, chunk
         self.float_type: type[np.floating[Any]] = np.float16 if halves else np.float32
         self.switches = 0 < config.longrope_switch < context
@@ -73,7 +68,9 @@ class PackagedProgram:
 
     def write(self, stored: Iterable[StoredWeight], metadata: Mapping[str, str]) -> tuple[TensorReport, ...]:
         """Write it; how each weight was stored."""
-        parts = MilParts(self._weights, self._divisor)
+        parts = MilParts(self._weights, lessens=self._lessens)
+        if self._lessens:
+            stored = lessened(stored, self.config)
         weights = load_weights(stored, self.config, parts)
         attention = StatefulAttention(self.config, self.context)
         decoder = TorchDecoder(self.config, weights, attention, context=self.context)
@@ -134,12 +131,13 @@ class MilParts(DecoderParts):
 
     Args:
         weights: The weight file.
-        divisor: What the residual stream is divided by; see STREAM_DIVISOR. The embedding's part is its scale's.
+        lessens: The residual stream, and what is added to it before it is normed, are divided; see `coreml_range`. The
+            embedding's part is its scale's.
     """
 
-    def __init__(self, weights: WeightFile, divisor: int) -> None:
+    def __init__(self, weights: WeightFile, *, lessens: bool) -> None:
         super().__init__()
-        self._weights, self._divisor = weights, divisor
+        self._weights, self._lessens = weights, lessens
         self._reports: dict[str, list[TensorReport]] = {}
 
     def linear(self, matrix: StoredMatrix, bias: Floats | None) -> nn.Module:
@@ -161,10 +159,10 @@ class MilParts(DecoderParts):
     def norm(self, role: str, weight: Floats, eps: float) -> nn.Module:
         """See the base."""
         kind = role.rpartition(".")[2]
-        if kind in STREAM_WRITERS:
-            weight = weight / np.float32(self._divisor)
-        elif kind in STREAM_READERS:
-            eps /= self._divisor**2
+        if self._lessens and kind in STREAM_WRITERS:
+            weight, eps = weight / np.float32(STREAM_DIVISOR), eps / PRODUCT_DIVISOR**2
+        elif self._lessens and kind in STREAM_READERS:
+            eps /= STREAM_DIVISOR**2
         return WholeRmsNorm(self._parameter(weight), eps)
 
     def reported(self, reports: Iterable[TensorReport]) -> Iterator[TensorReport]:

@@ -151,6 +151,44 @@ def test_a_residual_over_half_precision_is_computed_in_half_precision(
     assert _mean_kl(expected.logits[0].numpy(), _logits(tmp_path / "out", graph, _tokens())) < FP16_KL
 
 
+def _widened(directory: Path, copy: Path) -> Path:
+    """A copy of a Gemma in which what each post-norm takes is up to so large that half precision has not got it."""
+    import torch
+    from safetensors.numpy import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(directory, copy)
+    tensors = load_file(copy / "model.safetensors")
+    model, pairs = (
+        AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
+        {"o_proj": "v_proj", "down_proj": "up_proj"},
+    )
+    found = dict[str, float]()
+    for name, module in model.named_modules():
+        if name.endswith(tuple(pairs)):
+            module.register_forward_hook(lambda _, __, out, name=name: found.update({name: float(out.abs().max())}))
+    with torch.no_grad():
+        model(torch.from_numpy(_tokens()[None]))
+    for name, most in found.items():
+        for part in (name, name.replace(*next(pair for pair in pairs.items() if name.endswith(pair[0])))):
+            tensors[f"{part}.weight"] *= (2.4 * HALF_MAX / most) ** 0.5
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize(("model_type", "quant"), [("gemma2", "int8"), ("gemma3_text", "fp16")])
+def test_products_over_half_precision_are_computed_in_half_precision(
+    model_type: str, quant: str, tiny_model: Any, reference_logits: Any, tmp_path: Path
+) -> None:
+    model = tiny_model(model_type, head_dim=32, sliding_window=24, tie_word_embeddings=True)
+    directory = _widened(model, tmp_path / "model")
+    plan, graph = _converted(directory, tmp_path / "out", quant)
+    expected = (
+        reference_logits(directory, _tokens()) if quant == "fp16" else _dequantized_logits(directory, plan, tmp_path)
+    )
+    assert _mean_kl(expected, _logits(tmp_path / "out", graph, _tokens())) < FP16_KL
+
+
 def test_a_gguf_s_blocks_are_carried_over(tiny_model: Any, write_gguf: Callable[..., Path], tmp_path: Path) -> None:
     kinds = gguf.GGMLQuantizationType
     stored = {
