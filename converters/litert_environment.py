@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from contextlib import suppress
 from importlib.metadata import version
@@ -25,7 +26,11 @@ from edgekit.user_cache import cache_directory
 __all__ = ["environment_python"]
 
 LITERT_TORCH = "0.10.0"
-_DONE = "edgekit-done"
+_DONE = (
+    "edgekit-done"  # written last: it says whose packages the environment sees, and its time is when it was last used
+)
+_UNUSED_S = 60 * 86400.0
+_IN_USE_S = 86400.0  # no conversion takes as long
 _PYTHON = "Scripts/python.exe" if os.name == "nt" else "bin/python"
 
 
@@ -42,13 +47,14 @@ def environment_python(on_progress: ProgressFn | None = None) -> Path:
     seen = hashlib.sha256(_packages().encode()).hexdigest()[:8]  # two parents don't build one folder in turn
     name = f"litert-torch-{LITERT_TORCH}-torch-{torch}-{sys.implementation.cache_tag}-{seen}"
     found = kept / "environments" / name
-    if _is_made(found):
-        return found / _PYTHON
-    if on_progress:
-        on_progress(Progress("install", 0, 1, "environments"))
-    _make(found, torch)
-    if on_progress:
-        on_progress(Progress("install", 1, 1, "environments"))
+    if not _is_made(found):
+        if on_progress:
+            on_progress(Progress("install", 0, 1, "environments"))
+        _make(found, torch)
+        if on_progress:
+            on_progress(Progress("install", 1, 1, "environments"))
+    with suppress(OSError):  # it may be another user's
+        os.utime(found / _DONE)
     return found / _PYTHON
 
 
@@ -59,6 +65,19 @@ def _is_made(directory: Path) -> bool:
     return False
 
 
+def _is_left(directory: Path) -> bool:
+    """Whether nobody will use it again: its parent is gone or has another version by now, or it was not used for long."""
+    try:
+        parent, unused_s = (
+            (directory / _DONE).read_text(encoding="utf-8"),
+            time.time() - (directory / _DONE).stat().st_mtime,
+        )
+    except OSError:  # not complete
+        parent, unused_s = "", time.time() - directory.stat().st_mtime
+    superseded = parent in {"", _packages()} or not any(map(os.path.isdir, parent.splitlines()))
+    return unused_s > (_IN_USE_S if superseded else _UNUSED_S)
+
+
 def _packages() -> str:
     """Where this environment's packages are, one folder a line."""
     folders = [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
@@ -66,9 +85,12 @@ def _packages() -> str:
 
 
 def _make(directory: Path, torch: str) -> None:
-    """Made aside and renamed: another process may be making it too. What a killed one left there is swept."""
+    """Made aside and renamed: another process may be making it too. What a killed one left there is swept, and what is old."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
+        for other in directory.parent.glob("litert-torch-*"):
+            if other != directory and _is_left(other):
+                shutil.rmtree(other, ignore_errors=True)
         with working_directory(directory.parent) as aside:
             _install(aside, torch)
             (aside / _DONE).write_text(_packages(), encoding="utf-8", newline="\n")

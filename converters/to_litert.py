@@ -32,6 +32,7 @@ __all__ = ["export"]
 PROGRAM = "litert/model.tflite"
 CHUNK = 64
 WORKER = "edgekit.converters.litert_worker"
+TIMEOUT_S = 7200.0  # so long that only tools that hang meet it: thirty layers take two minutes
 
 
 def export(
@@ -68,7 +69,7 @@ def export(
             torch.save({"function": LitertFunction(decoder, attention), "integers": parts.integers}, file)
         task = {"decoder": str(handed), "program": str(path), "chunk": chunk, "rope_length": switches}
         try:
-            operators = run_child(WORKER, task, python=python)["operators"]
+            operators = run_child(WORKER, task, python=python, timeout_s=TIMEOUT_S)["operators"]
         except ChildError as error:
             raise ConversionError(f"LiteRT's tools failed: {error.message}", hint=error.hint) from error
         if on_progress:

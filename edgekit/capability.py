@@ -80,6 +80,7 @@ class Capability:
         schemes: The recipes that there are, the finest first; empty: any whose forms can be stored.
         context_multiple: What a context must be a multiple of.
         query_growth: Queries can grow with their position.
+        most_quantized_bytes: Of weights in a program that is not in full precision; 0 where nothing bounds them.
     """
 
     caches: tuple[CacheFormat, ...]
@@ -94,6 +95,7 @@ class Capability:
     schemes: tuple[str, ...] = ()
     context_multiple: int = 1
     query_growth: bool = True
+    most_quantized_bytes: int = 0
 
     def obstacle(self, scheme: QuantScheme) -> str:
         """What of a scheme can't be expressed, as the end of a sentence; empty where all can be."""
@@ -147,6 +149,7 @@ CAPABILITIES: Mapping[str, Capability] = {
         keeps=False,
         halves=False,
         int8_activations="always",
+        most_quantized_bytes=2**31 - 2**26,  # LiteRT's Python package writes no longer FlatBuffer, its converter does
     ),
     "coreml": Capability(
         caches=(CacheFormat.FLOAT16,),

@@ -13,7 +13,7 @@ from edgekit.quant import RECIPES, QuantScheme
 from edgekit.registry import CONVERTERS
 from edgekit.target import Format, Target
 
-__all__ = ["check_format", "check_growth", "choose_format"]
+__all__ = ["check_format", "check_growth", "check_size", "choose_format"]
 
 
 def check_format(name: str) -> None:
@@ -66,6 +66,21 @@ def check_growth(frame: Frame, context: int) -> None:
             f"{frame.format} programs can't let queries grow with their position, as this model's do past token "
             f"{attention.query_growth_context:,}",
             hint=f"use --context {attention.query_growth_context}, or --format onnx",
+        )
+
+
+def check_size(frame: Frame, scheme: QuantScheme, weights_bytes: int) -> None:
+    """Refuse weights that are more than one program of the format can hold.
+
+    Raises:
+        UnsupportedError: They are.
+    """
+    most = frame.capability.most_quantized_bytes
+    if most and scheme.quantized and weights_bytes > most:
+        raise UnsupportedError(
+            f"{frame.format} programs hold up to {most / 1e6:,.0f} MB of {scheme.name} weights, "
+            f"this model has {weights_bytes / 1e6:,.0f} MB",
+            hint="use --format onnx",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from edgekit.capability import CAPABILITIES
 from edgekit.errors import PlanError
-from edgekit.format_choice import check_growth, choose_format
+from edgekit.format_choice import check_growth, check_size, choose_format
 from edgekit.memory_plan import MemoryPlan
 from edgekit.outline import Outline, outline_of
 from edgekit.plan_frame import Frame
@@ -117,8 +117,8 @@ def make_plan(
 
     Raises:
         PlanError: The context is impossible.
-        UnsupportedError: The format or the quantization is not known, they do not go together, or the target does not take
-            the format.
+        UnsupportedError: The format or the quantization is not known, they do not go together, the target does not take
+            the format, or the format's programs can't hold the weights.
     """
     outline = source if isinstance(source, Outline) else outline_of(source)
     notes = [*([outline.obstacle] if outline.obstacle else []), *outline.notes]
@@ -139,6 +139,7 @@ def _settled(
 ) -> Plan:
     """The plan, with its sums."""
     target, memory = frame.target, frame.memory(planned, context, cache)
+    check_size(frame, scheme, memory.weights_bytes)
     fits: Literal["yes", "no"] = "yes" if memory.total_bytes <= memory.budget_bytes else "no"
     if fits == "no":
         notes.append(

@@ -20,6 +20,7 @@ __all__ = ["write_contexts"]
 
 _COMPILED = ("prefill", "decode")
 _COMPILER = "onnxruntime_qnn"
+COMPILE_TIMEOUT_S = 7200.0  # so long that only a compiler that hangs meets it
 
 
 def write_contexts(directory: Path, graph: Graph) -> tuple[str, ...]:
@@ -36,13 +37,13 @@ def write_contexts(directory: Path, graph: Graph) -> tuple[str, ...]:
 
     Raises:
         MissingExtraError: onnxruntime-qnn is not installed.
-        ChildError: The compiler does not take a graph, or crashed.
+        ChildError: The compiler does not take a graph, crashed, or did not end.
     """
     if find_spec(_COMPILER) is None:
         raise MissingExtraError(*OPTIONAL[_COMPILER])
     graphs = [next(file for file in graph.files if file.endswith(f"/{name}.onnx")) for name in _COMPILED]
     task = {"directory": str(directory), "graphs": graphs, "chip": dict(graph.npu)}
-    written: list[str] = run_child(__name__, task)["written"]
+    written: list[str] = run_child(__name__, task, timeout_s=COMPILE_TIMEOUT_S)["written"]
     return tuple(written)
 
 

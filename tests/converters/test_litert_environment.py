@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 import venv
 from pathlib import Path
 
@@ -55,6 +57,38 @@ def test_what_a_killed_installation_left_is_swept(made: list[Path], tmp_path: Pa
     left.with_suffix(".lock").touch()
     python = environment_python()
     assert [path.name for path in environments.iterdir()] == [python.parent.parent.name]
+
+
+AGES = {  # of an environment: whose it is, days that nobody used it, whether it stays when another one is made
+    "of another parent, used": ("/", 30, True),
+    "of another parent, not used": ("/", 61, False),
+    "of a parent that is gone": ("/nowhere/site-packages", 2, False),
+    "of this parent, for other versions": ("", 2, False),
+    "of this parent, perhaps still in use": ("", 0.5, True),
+    "not complete": (None, 2, False),
+}
+
+
+@pytest.mark.parametrize("what", AGES)
+def test_old_environments_are_removed_when_one_is_made(made: list[Path], tmp_path: Path, what: str) -> None:
+    parent, days, stays = AGES[what]
+    old = tmp_path / "cache" / "environments" / "litert-torch-0.9.0-torch-2.12.0-cpython-311-1234"
+    old.mkdir(parents=True)
+    last_used = time.time() - days * 86400
+    if parent is not None:
+        (old / "edgekit-done").write_text(f"{parent}\n" if parent else litert_environment._packages(), encoding="utf-8")
+        os.utime(old / "edgekit-done", (last_used, last_used))
+    os.utime(old, (last_used, last_used))
+    python = environment_python()
+    assert old.is_dir() == stays
+    assert python.is_file()
+
+
+def test_use_of_an_environment_is_noted(made: list[Path]) -> None:
+    done = environment_python().parent.parent / "edgekit-done"
+    os.utime(done, (0, 0))
+    environment_python()
+    assert time.time() - done.stat().st_mtime < 86400
 
 
 def test_installation_that_fails_leaves_nothing(

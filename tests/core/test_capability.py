@@ -156,3 +156,14 @@ def test_plan_is_plain_data_for_every_scheme(format: str, quant: str) -> None:
 def test_palettes_are_for_formats_with_tables(format: str) -> None:
     assert CAPABILITIES[format].obstacle(PALETTES["palette6"]) == "stores no palettes"
     assert not CAPABILITIES["coreml"].obstacle(PALETTES["palette6"])
+
+
+def test_weights_over_a_flatbuffer_are_refused_before_any_work() -> None:
+    """Two thousand million weights of 8 bits; what litert-torch writes itself may be longer."""
+    large, device = outline(hidden=4096, intermediate=118_000), load_target("linux-x86-64")
+    with pytest.raises(
+        UnsupportedError, match=r"litert programs hold up to 2,080 MB of int8 weights, this model has 6,"
+    ):
+        make_plan(large, device, format="litert", quant="int8")
+    assert make_plan(large, device, format="litert", quant="fp32").memory.weights_bytes > 2**31
+    assert make_plan(large, device, format="executorch", quant="int8").memory.weights_bytes > 2**31
