@@ -115,17 +115,23 @@ FORMAT_EXTRAS = {
     ),
     "litert": ({"torch": "torch", "ai_edge_litert": "ai-edge-litert"}, "Linux, macOS on arm64, Windows on x86-64"),
 }
+# Of these, what conversion alone needs.
+ONLY_TO_CONVERT = {"litert": ("torch",)}
 
 
-def check_installed(format: str) -> None:
+def check_installed(format: str, *, to_run: bool = False) -> None:
     """Refuse a format whose extra is not installed, before any work; nothing of it is imported.
+
+    Args:
+        to_run: What conversion alone needs may be missing.
 
     Raises:
         MissingExtraError: The extra's name is the format's.
     """
     modules, machines = FORMAT_EXTRAS.get(format, ({}, ""))
+    spared = ONLY_TO_CONVERT.get(format, ()) if to_run else ()
     for module, package in modules.items():
-        if not _is_installed(module):
+        if module not in spared and not _is_installed(module):
             raise MissingExtraError(package, format, machines)
 
 

@@ -70,7 +70,7 @@ def load_model(
         raise GenerationError(f"session_cache_bytes is {session_cache_bytes}, expected 0 or more")
     if program.graph.format not in BACKENDS:
         raise BundleError(f"no runtime here runs {program.graph.format} programs", hint=f"known: {', '.join(BACKENDS)}")
-    check_installed(program.graph.format)
+    check_installed(program.graph.format, to_run=True)
     final = verifying or provider is not None or choice is not None
     choice = choice or choose_provider(bundle, program, asked=provider, verifying=verifying)
     backend_class = load_attribute(BACKENDS[program.graph.format])

@@ -165,6 +165,13 @@ def test_missing_extra_is_its_pip_line_before_any_work(format: str, monkeypatch:
     assert f'pip install "edgekit-toolkit[{format}]" (made for ' in str(caught.value.hint)
 
 
+def test_running_a_litert_program_needs_no_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_is_installed", lambda module: module == "ai_edge_litert")
+    registry.check_installed("litert", to_run=True)
+    with pytest.raises(MissingExtraError, match="torch"):
+        registry.check_installed("litert")
+
+
 @pytest.mark.parametrize("table", [registry.CONVERTERS, registry.BACKENDS], ids=["converter", "backend"])
 def test_package_that_a_vendors_package_lacks_is_the_formats_pip_line(
     table: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
