@@ -191,9 +191,8 @@ def _crossed_caches(directory: Path) -> None:
         for node in program.graph.node:
             for place, value in enumerate(node.input):
                 name, _, layer = value.partition(".")
-                if (
-                    name in {"past_key", "past_value"} and layer.isdecimal()
-                ):  # not what an NPU's graph says of its range
+                # Not what an NPU's graph says of their ranges: past_key.0.scale.
+                if name in {"past_key", "past_value"} and layer.isdecimal():
                     node.input[place] = f"{name}.{1 - int(layer)}"
         path.write_bytes(program.SerializeToString())
 
