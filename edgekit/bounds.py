@@ -17,10 +17,10 @@ BOUND_8_BITS = 0.02
 BOUND_8_BIT_ROWS = 0.1  # weights and activations have one scale a row and a token, where others have one for each block
 BOUND_8_BIT_NPU = 0.1  # its activations are whole numbers too, keys and values of 8 bits
 BOUND_4_BITS_SMALL, BOUND_4_BITS = 0.6, 0.2
-# Palettes of 6 bits: `sample` has 0.08, off its grid 0.12 (256 positions). Larger models lose a third, as with 4 bits.
+# Palettes of 6 bits: `sample` has 0.08, off its grid 0.12 (256 positions). A third of it for larger models is assumed.
 BOUND_6_BITS_SMALL, BOUND_6_BITS = 0.15, 0.05
 # The coarser bounds of 8 bits leave room for a wrong mask (0.085 on a tiny model whose rounding costs 0.002). What rounding
-# costs, it costs a token alone too: more than this, and than ALONE_TIMES that, is no rounding. Of 38 sound programs of tiny
+# costs, it costs a token alone too: more than this, and than ALONE_TIMES that, is no rounding. Of 35 sound programs of tiny
 # models for NPUs the most had 7 times (and under 0.007); `sample` has 1.9 times, and with ExecuTorch 0.4.
 SUSPICIOUS = 0.04
 SMALL_PARAMETERS = 1_000_000_000
