@@ -1,9 +1,8 @@
 """Core ML programs: on macOS Core ML itself runs them, elsewhere the MIL evaluator executes what the package says.
 
-A package has three functions that share weights and states. `prefill` computes a chunk of tokens and the logits of one of its
-rows, `score` those of all rows, `decode` takes one token. All shapes are fixed: a chunk that is not full is filled up at its
-end with tokens that nothing sees; where a whole chunk does not fit the context any more, tokens go through `decode`.
-The states hold keys and values of each position, so that a sequence goes back by counting from an earlier position on.
+A package has three functions that share weights and states; see `static_decoder`. Where a whole chunk does not fit the context
+any more, tokens go through `decode`. The states hold keys and values of each position, so that a sequence goes back by counting
+from an earlier position on.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from .mil_evaluator import MilFunction, load_functions, new_states
 from .mil_package import Package
 from .mil_program import Signature, read_signatures
 from .mil_types import ArrayLike, TensorType
+from .static_decoder import StaticDecoder, function_call, static_functions
 
 __all__ = ["CoreMLBackend", "CoreMLProgram", "EvaluatedProgram"]
 
@@ -105,7 +105,7 @@ class CoreMLBackend:
         if manifest.name != _MANIFEST:
             raise _not_described(graph)
         package = Package(manifest.parent)
-        if not graph.chunk or not _agrees(read_signatures(package), graph, context):
+        if not _agrees(read_signatures(package), graph, context):
             raise _not_described(graph)
         self.program: CoreMLProgram | None
         if sys.platform == "darwin":
@@ -138,24 +138,19 @@ class CoreMLBackend:
 
 def _agrees(signatures: Mapping[str, Signature], graph: Graph, context: int) -> bool:
     """Whether the functions take and return what the manifest says of the program."""
-    layout, meanings = graph.cache, {"prefill": ("logits_start",), "score": (), "decode": ()}
-    state = TensorType(layout.dtype, (layout.layers, layout.kv_heads, context, layout.head_dim))
-    always = ("past_length", *(["rope_length"] if "rope_length" in graph.inputs else []))
-    for name, more in meanings.items():
-        if name not in signatures or not graph.inputs.keys() >= {"tokens", *always, *more}:
+    layout, functions = graph.cache, static_functions(graph)
+    states = dict.fromkeys(
+        layout.past, TensorType(layout.dtype, (layout.layers, layout.kv_heads, context, layout.head_dim))
+    )
+    for name, function in functions.items():
+        found = signatures.get(name)
+        if found is None or found.states != states:
             return False
-        found, new = signatures[name], 1 if name == "decode" else graph.chunk
-        inputs = {graph.inputs[meaning]: TensorType("int32", (1,)) for meaning in (*always, *more)}
-        inputs[graph.inputs["tokens"]] = TensorType("int32", (1, new))
         logits = found.outputs.get(graph.outputs["logits"])
-        if (
-            found.inputs != inputs
-            or found.states != dict.fromkeys(layout.past, state)
-            or logits is None
-            or logits.shape != (1, new if name == "score" else 1, graph.vocab_size)
-        ):
+        inputs = {given: TensorType("int32", shape) for given, shape in function.inputs.items()}
+        if found.inputs != inputs or logits is None or logits.shape != function.logits:
             return False
-    return True
+    return bool(functions)
 
 
 def _end_tokens(package: Package, graph: Graph) -> frozenset[int] | None:
@@ -175,58 +170,17 @@ def _not_described(graph: Graph) -> BundleError:
     )
 
 
-class CoreMLDecoder:
+class CoreMLDecoder(StaticDecoder[CoreMLProgram]):
     """One sequence."""
 
     def __init__(self, program: CoreMLProgram, graph: Graph, context: int) -> None:
-        self._program: CoreMLProgram | None = program
-        self._graph, self._context = graph, context
-        self._length = 0
+        super().__init__(program, graph, context)
         self._states: Any = None
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        return self._length
 
     @property
     def cache_bytes(self) -> int:
         """See `Decoder.cache_bytes`: the whole context from the first token on."""
         return 0 if self._states is None else self._graph.cache.token_bytes * self._context
-
-    def forward(self, tokens: NDArray[np.int64], *, rows: int, rope_length: int) -> NDArray[np.float32]:
-        """See `Decoder.forward`.
-
-        Raises:
-            GenerationError: A function can't be run, or the decoder is closed.
-        """
-        program = self._open()
-        if self._length + len(tokens) > self._context:
-            raise ValueError(f"{self._length + len(tokens)} tokens in a context of {self._context}")
-        before, done, logits = self._length, 0, list[NDArray[np.float32]]()
-        try:
-            while done < len(tokens):
-                part = tokens[done : done + self._step_size(len(tokens) - done)]
-                wanted = min(rows - (len(tokens) - done - len(part)), len(part))
-                found = self._step(program, part, wanted, rope_length)
-                if wanted > 0:
-                    logits.append(found[-wanted:])
-                done += len(part)
-                self._length += len(part)
-        except BaseException:  # an interrupt too: a part of the tokens must not stay
-            self._length = before
-            raise
-        return np.concatenate(logits)
-
-    def rewind(self, length: int) -> None:
-        """See `Decoder.rewind`: what lies beyond is overwritten."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"rewind to {length} of {self._length} tokens")
-        self._length = length
-
-    def forget(self, count: int) -> None:
-        """See `Decoder.forget`: these programs do not slide."""
-        raise ValueError(f"forget {count} tokens of a program that does not slide")
 
     def read_cache(self) -> list[NDArray[np.generic]]:
         """See `Decoder.read_cache`."""
@@ -236,51 +190,31 @@ class CoreMLDecoder:
             state[layer, :, : self._length].astype(layout.dtype) for layer in range(layout.layers) for state in states
         ]
 
-    def write_cache(self, arrays: Sequence[NDArray[np.generic]], first_position: int = 0) -> None:
-        """See `Decoder.write_cache`."""
-        if first_position:
-            raise ValueError(f"a cache that starts at position {first_position}")
-        program, layout, length = self._open(), self._graph.cache, arrays[0].shape[1]
-        self._length = 0
-        for number, name in enumerate(layout.past):
-            state = np.array(program.read_state(self._states, name))
-            state[:, :, :length] = np.stack(arrays[number::2])
-            program.write_state(self._states, name, state)
-        self._length = length
-
     def close(self) -> None:
-        """Free the cache and let go of the weights."""
-        self._program = self._states = None
-        self._length = 0
+        """See `StaticDecoder.close`."""
+        super().close()
+        self._states = None
 
     def _open(self) -> CoreMLProgram:
-        if self._program is None:
-            raise GenerationError("the session is closed", hint="open another one")
+        program = super()._open()
         if self._states is None:
-            self._states = self._program.new_states()
-        return self._program
+            self._states = program.new_states()
+        return program
+
+    def _write(self, program: CoreMLProgram, arrays: Sequence[NDArray[np.generic]]) -> None:
+        for number, name in enumerate(self._graph.cache.past):
+            state = np.array(program.read_state(self._states, name))
+            state[:, :, : arrays[0].shape[1]] = np.stack(arrays[number::2])
+            program.write_state(self._states, name, state)
 
     def _step_size(self, left: int) -> int:
-        """How many tokens the next call takes: one where no chunk fits any more, or one is all there is."""
-        fits = self._length + self._graph.chunk <= self._context
-        return min(left, self._graph.chunk) if fits else 1
+        """One where no chunk fits any more: the states have no place for what it is filled up with."""
+        return super()._step_size(left) if self._length + self._graph.chunk <= self._context else 1
 
     def _step(
         self, program: CoreMLProgram, tokens: NDArray[np.int64], wanted: int, rope_length: int
     ) -> NDArray[np.float32]:
-        """Compute tokens; logits [rows, vocabulary] of their last rows, at least `wanted`."""
-        graph, new = self._graph, len(tokens)
-        function, size = ("decode", 1) if new == 1 else ("score" if wanted > 1 else "prefill", graph.chunk)
-        padded = np.zeros((1, size), np.int32)
-        padded[0, :new] = tokens
-        numbers = {"past_length": self._length, "rope_length": rope_length}
-        if function == "prefill":
-            numbers["logits_start"] = new - 1
-        inputs = {graph.inputs["tokens"]: padded} | {
-            graph.inputs[meaning]: np.array([number], np.int32)
-            for meaning, number in numbers.items()
-            if meaning in graph.inputs
-        }
-        logits = program.run(function, inputs, self._states, graph.outputs["logits"])[0]
-        found: NDArray[np.float32] = logits[:new] if function == "score" else logits
+        function, inputs = function_call(self._graph, tokens, self._length, wanted, rope_length)
+        logits = program.run(function, inputs, self._states, self._graph.outputs["logits"])[0]
+        found: NDArray[np.float32] = logits[: len(tokens)] if function == "score" else logits
         return found.astype(np.float32, copy=False)

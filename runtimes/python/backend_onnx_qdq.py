@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import BundleError, GenerationError, first_line
-from edgekit.graph import EMPTY_UINT8, Graph
+from edgekit.graph import Graph
 from edgekit.runtime_options import RuntimeOptions
 
 from .providers import GraphSession, find_devices, open_session
 from .session_options import session_options
+from .static_decoder import HostCacheDecoder
 
 __all__ = ["QdqBackend"]
 
 _GRAPHS = ("embedding", "prefill", "decode", "head")
 _RESIDUAL = "residual"
-Arrays = dict[str, NDArray[Any]]
+Sessions = Mapping[str, GraphSession]
 
 
 class QdqBackend:
@@ -58,7 +58,7 @@ class QdqBackend:
         if not graph.chunk:  # a manifest that leaves it out describes another kind of program
             raise _not_described(graph)
         self.graph, self.context = graph, context
-        self.sessions: Mapping[str, GraphSession] | None = {
+        self.sessions: Sessions | None = {
             name: _open(directory, name, provider if name in {"prefill", "decode"} else "cpu", options, graph)
             for name in _GRAPHS
         }
@@ -102,7 +102,7 @@ def _open_context(path: Path, options: RuntimeOptions) -> GraphSession:
     return open_session(path, "qnn", options=settings, only=True)
 
 
-def _check_declared(sessions: Mapping[str, GraphSession], graph: Graph, context: int) -> None:
+def _check_declared(sessions: Sessions, graph: Graph, context: int) -> None:
     """Compare what the manifest says of the program with the graphs."""
     layout = graph.cache
     ends = {"embedding": set(graph.inputs.values()) - {graph.inputs["logits_start"]}}
@@ -134,58 +134,18 @@ def _not_described(graph: Graph) -> BundleError:
     )
 
 
-class QdqDecoder:
+class QdqDecoder(HostCacheDecoder[Sessions]):
     """One sequence and its cache of fixed size."""
 
-    def __init__(self, graph: Graph, sessions: Mapping[str, GraphSession], context: int) -> None:
-        self._graph, self._context = graph, context
-        self._sessions: Mapping[str, GraphSession] | None = sessions
+    def __init__(self, graph: Graph, sessions: Sessions, context: int) -> None:
+        super().__init__(sessions, graph, context)
         self._embedded = [output.name for output in sessions["embedding"].get_outputs()]
         self._outputs = [output.name for output in sessions["decode"].get_outputs()]
-        self._cache: Arrays = {}
-        self._length = 0
         self._first_position = 0
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        return self._length
-
-    @property
-    def cache_bytes(self) -> int:
-        """See `Decoder.cache_bytes`: all of it from the first token on."""
-        return sum(buffer.nbytes for buffer in list(self._cache.values()))
-
-    def forward(self, tokens: NDArray[np.int64], *, rows: int, rope_length: int) -> NDArray[np.float32]:
-        """See `Decoder.forward`.
-
-        Raises:
-            GenerationError: ONNX Runtime fails, or the decoder is closed.
-        """
-        sessions = self._open_sessions()
-        if self._length + len(tokens) > self._context:
-            raise ValueError(f"{self._length + len(tokens)} tokens in a context of {self._context}")
-        self._allocate()
-        before, logits = self._length, []
-        try:
-            for start in range(0, len(tokens), self._graph.chunk):
-                part = tokens[start : start + self._graph.chunk]
-                wanted = min(rows - (len(tokens) - start - len(part)), len(part))
-                residual = self._step(sessions, part, rope_length)
-                if wanted > 0:
-                    logits.append(self._head(sessions, residual, len(part) - wanted))
-        except BaseException as error:  # an interrupt too: a part of the tokens must not stay
-            self._length = before
-            if isinstance(error, Exception) and not isinstance(error, GenerationError):
-                raise GenerationError(f"ONNX Runtime failed: {first_line(error)}") from error
-            raise
-        return np.concatenate(logits)
 
     def rewind(self, length: int) -> None:
         """See `Decoder.rewind`."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"rewind to {length} of {self._length} tokens")
-        self._length = length
+        super().rewind(length)
         if not length:
             self._first_position = 0
 
@@ -199,37 +159,29 @@ class QdqDecoder:
         self._first_position += count
         self._length = kept
 
-    def read_cache(self) -> list[NDArray[np.generic]]:
-        """See `Decoder.read_cache`: views of the buffers."""
-        self._allocate()
-        return [part[:, : self._length] for part in self._parts()]
-
     def write_cache(self, arrays: Sequence[NDArray[np.generic]], first_position: int = 0) -> None:
         """See `Decoder.write_cache`."""
-        if first_position and not self._graph.positions:
-            raise ValueError(f"a cache that starts at position {first_position}")
-        self._open_sessions()
-        self._allocate()
-        self._length, length = 0, arrays[0].shape[1]
-        for part, array in zip(self._parts(), arrays, strict=True):
-            part[:, :length] = array
-        self._length, self._first_position = length, first_position
+        super().write_cache(arrays, 0 if self._graph.positions else first_position)
+        self._first_position = first_position
 
-    def close(self) -> None:
-        """Free the cache and let go of the weights."""
-        self._sessions = None
-        self._cache.clear()
-        self._length = 0
+    def _step(self, program: Sessions, tokens: NDArray[np.int64], wanted: int, rope_length: int) -> NDArray[np.float32]:
+        try:
+            residual = self._layers(program, tokens, rope_length)
+            if wanted < 1:
+                return np.empty((0, self._graph.vocab_size), np.float32)
+            feeds = {
+                _RESIDUAL: residual,
+                self._graph.inputs["logits_start"]: np.array([len(tokens) - wanted], np.int64),
+            }
+            logits: NDArray[np.float32] = program["head"].run([self._graph.outputs["logits"]], feeds)[0][0]
+            return logits
+        except GenerationError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors share no base class but this
+            raise GenerationError(f"ONNX Runtime failed: {first_line(error)}") from error
 
-    def _open_sessions(self) -> Mapping[str, GraphSession]:
-        if self._sessions is None:
-            raise GenerationError("the session is closed", hint="open another one")
-        return self._sessions
-
-    def _step(
-        self, sessions: Mapping[str, GraphSession], tokens: NDArray[np.int64], rope_length: int
-    ) -> NDArray[np.generic]:
-        """Compute up to a chunk of tokens and keep their keys and values; the residual stream, [tokens, hidden]."""
+    def _layers(self, program: Sessions, tokens: NDArray[np.int64], rope_length: int) -> NDArray[np.generic]:
+        """The residual stream behind the layers, [tokens, hidden]; the cache keeps keys and values."""
         graph, new = self._graph, len(tokens)
         name, size = ("decode", 1) if new == 1 else ("prefill", graph.chunk)
         ids = np.zeros((1, size), np.int64)
@@ -241,49 +193,9 @@ class QdqDecoder:
             "first_position": np.array(self._first_position, np.int64),
         }
         feeds = {input_: numbers[meaning] for meaning, input_ in graph.inputs.items() if meaning in numbers}
-        found = sessions["embedding"].run(self._embedded, feeds)
+        found = program["embedding"].run(self._embedded, feeds)
         inputs = dict(zip(self._embedded, found, strict=True)) | self._cache
-        outputs = dict(zip(self._outputs, sessions[name].run(self._outputs, inputs), strict=True))
-        end = self._length + new
-        for index in range(graph.cache.layers):
-            for past, present in zip(graph.cache.past, graph.cache.present, strict=True):
-                buffer, values = (
-                    self._by_token(arrays[which.replace("{}", str(index))], past)
-                    for arrays, which in ((self._cache, past), (outputs, present))
-                )
-                buffer[:, self._length : end] = values[:, :new]
-        self._length = end
+        outputs = dict(zip(self._outputs, program[name].run(self._outputs, inputs), strict=True))
+        self._keep(outputs, new)
         residual: NDArray[np.generic] = outputs[_RESIDUAL][:new]
         return residual
-
-    def _head(
-        self, sessions: Mapping[str, GraphSession], residual: NDArray[np.generic], start: int
-    ) -> NDArray[np.float32]:
-        feeds = {_RESIDUAL: residual, self._graph.inputs["logits_start"]: np.array([start], np.int64)}
-        logits: NDArray[np.float32] = sessions["head"].run([self._graph.outputs["logits"]], feeds)[0][0]
-        return logits
-
-    def _parts(self) -> list[NDArray[Any]]:
-        """Views of key and value of each layer in turn, [kv_heads, capacity, head_dim]."""
-        layout = self._graph.cache
-        return [
-            self._by_token(self._cache[past.replace("{}", str(index))], past)
-            for index in range(layout.layers)
-            for past in layout.past
-        ]
-
-    def _by_token(self, array: NDArray[Any], past: str) -> NDArray[Any]:
-        layout = self._graph.cache
-        return array.swapaxes(1, 2) if layout.keys_transposed and past == layout.past_key else array
-
-    def _allocate(self) -> None:
-        if self._cache:
-            return
-        layout = self._graph.cache
-        empty = EMPTY_UINT8 if layout.dtype == "uint8" else 0
-        for index in range(layout.layers):
-            for past in layout.past:
-                shape = (layout.kv_heads, self._context, layout.head_dim)
-                if layout.keys_transposed and past == layout.past_key:
-                    shape = (layout.kv_heads, layout.head_dim, self._context)
-                self._cache[past.replace("{}", str(index))] = np.full(shape, empty, layout.dtype)
