@@ -28,7 +28,8 @@ HIDDEN = 3e4
 
 @torch.library.custom_op("edgekit_coreml::attend", mutates_args=())
 def _attend(query: Tensor, key: Tensor, value: Tensor, start: Tensor, layer: int) -> Tensor:
-    raise NotImplementedError("this operator stands for what is emitted in MIL, and computes nothing here")
+    """Never computes: the exporter traces the fake below, and `StatefulAttentionEmitter` draws the operator."""
+    raise TypeError("edgekit_coreml::attend stands for what is drawn in MIL")
 
 
 @_attend.register_fake

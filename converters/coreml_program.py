@@ -177,7 +177,7 @@ class MilParts(DecoderParts):
         key, report = self._weights.add(matrix)
         self._reports.setdefault(matrix.role, []).append(report)
         weight = nn.Parameter(torch.zeros(()).expand(matrix.plan.shape), requires_grad=False)
-        weight.stored_key = key  # type: ignore[attr-defined]
+        weight.stored_key = key  # type: ignore[attr-defined]  # read where the weight is emitted
         return weight
 
 

@@ -88,8 +88,8 @@ class ScaledTensor:
         return values
 
     def read_blocks(self, start: int, stop: int) -> StoredBlocks:
-        """Never: `exact_format` is None."""
-        raise NotImplementedError(f"{self.name} has no blocks of its own")
+        """Never called: `exact_format` is None."""
+        raise TypeError(f"{self.name} has no blocks of its own")
 
 
 def find_scales(

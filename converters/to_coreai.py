@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.config import ModelConfig
-from edgekit.errors import ConversionError, first_line
 from edgekit.graph import CacheLayout, Graph
 from edgekit.plan import Plan
-from edgekit.progress import Progress, ProgressFn
+from edgekit.progress import ProgressFn
 from edgekit.quiet import quieted
 from edgekit.source import Source
 
@@ -20,6 +19,7 @@ from .disk_space import check_space, writing
 from .stored_weights import stored_weights
 from .torch_decoder import TorchDecoder
 from .torch_weights import load_weights
+from .vendor_tools import lowering
 
 with quieted():
     from coreai_torch import TorchConverter, get_decomp_table
@@ -65,13 +65,8 @@ def export(
     attention = CoreAIAttention(config, plan.context)
     decoder = TorchDecoder(config, weights, attention, context=plan.context, dtype=dtype, last_row=False)
     program = CachedProgram(decoder, attention)
-    if on_progress:
-        on_progress(Progress("lower", 0, 1, "program"))
-    asset = directory / "coreai" / PROGRAM
-    with quieted():
-        files, operators = _lower(program, config, plan, asset)
-    if on_progress:
-        on_progress(Progress("lower", 1, 1, "program"))
+    with lowering("Core AI", on_progress):
+        files, operators = _lower(program, config, plan, directory / "coreai" / PROGRAM)
     return Graph(
         format="coreai",
         files=tuple(f"coreai/{PROGRAM}/{name}" for name in files),
@@ -123,20 +118,17 @@ def _lower(
 ) -> tuple[list[str], dict[str, dict[str, int]]]:
     """Trace the program and write it; its files, and how often each function has each operator."""
     inputs, shapes = _example(config, plan, program.takes_rope_length)
-    try:
-        with torch.no_grad():
-            exported = torch.export.export(program, inputs, dynamic_shapes=shapes)
-            exported = exported.run_decompositions(get_decomp_table())
-        converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
-        register_lowerings(converter)
-        names = [*INPUTS.values()] + [ROPE_LENGTH] * program.takes_rope_length
-        converter.add_exported_program(
-            exported, input_names=names, output_names=[*OUTPUTS.values()], state_names=CACHES, entrypoint_name=FUNCTION
-        )
-        with writing(asset):
-            return save_program(converter.to_coreai(), asset, f"{config.model_type} decoder, converted by EdgeKit")
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:  # of torch.export and coreai-torch
-        raise ConversionError(f"Core AI's tools can't lower this model: {first_line(error)}") from error
+    with torch.no_grad():
+        exported = torch.export.export(program, inputs, dynamic_shapes=shapes)
+        exported = exported.run_decompositions(get_decomp_table())
+    converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
+    register_lowerings(converter)
+    names = [*INPUTS.values()] + [ROPE_LENGTH] * program.takes_rope_length
+    converter.add_exported_program(
+        exported, input_names=names, output_names=[*OUTPUTS.values()], state_names=CACHES, entrypoint_name=FUNCTION
+    )
+    with writing(asset):
+        return save_program(converter.to_coreai(), asset, f"{config.model_type} decoder, converted by EdgeKit")
 
 
 def _example(config: ModelConfig, plan: Plan, takes_rope_length: bool) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import edgekit
-from edgekit.errors import ConversionError, first_line
-from edgekit.graph import CacheLayout, Graph
+from edgekit.config import ModelConfig
+from edgekit.graph import CacheLayout, Graph, TensorReport
 from edgekit.plan import Plan
 from edgekit.progress import ProgressFn
-from edgekit.quiet import quieted
 from edgekit.source import Source
 
 from .disk_space import check_space, writing
 from .stored_weights import stored_weights
+from .vendor_tools import lowering
+
+if TYPE_CHECKING:
+    from .coreml_program import PackagedProgram
 
 __all__ = ["export"]
 
@@ -40,52 +44,35 @@ def export(
         SourceError: A weight can't be read or is not a finite number.
         ConversionError: A weight is too large for half precision, Core ML's tools fail, or the files can't be written.
     """
-    with quieted():  # coremltools warns of every newer PyTorch, and of what it has no use for here
-        check_space(directory, plan.memory.weights_bytes)
-        config, chunk = source.config, min(CHUNK, plan.context)
-        stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
-        halves = plan.weights["final_norm"].format.bits == 16
-        try:
-            from .coreml_program import PACKAGE_FILES, PackagedProgram
+    path, chunk = directory / "coreml" / PACKAGE, min(CHUNK, plan.context)
+    check_space(directory, plan.memory.weights_bytes)
+    stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
+    halves = plan.weights["final_norm"].format.bits == 16
+    with lowering("Core ML", on_progress), writing(path):
+        from .coreml_program import PackagedProgram  # coremltools warns of every newer PyTorch
 
-            path = directory / "coreml" / PACKAGE
-            package = PackagedProgram(path, config, plan.context, chunk, halves=halves)
-            with writing(path):
-                reports = package.write(stored, _metadata(source, plan, chunk))
-        except (
-            ImportError,
-            RuntimeError,
-            ValueError,
-            TypeError,
-            AssertionError,
-        ) as error:  # of coremltools and PyTorch
-            raise ConversionError(
-                f"Core ML's tools failed: {first_line(error)}",
-                hint="-v shows what they say; --format onnx does without them",
-            ) from error
-    attention = config.attention
+        package = PackagedProgram(path, source.config, plan.context, chunk, halves=halves)
+        reports = package.write(stored, _metadata(source, plan, chunk))
+    return _graph(source.config, plan, package, reports)
+
+
+def _graph(config: ModelConfig, plan: Plan, package: PackagedProgram, reports: tuple[TensorReport, ...]) -> Graph:
+    from .coreml_program import PACKAGE_FILES
+
     inputs = {"tokens": "tokens", "past_length": "start", "logits_start": "row"}
     if package.switches:
         inputs["rope_length"] = "rope_length"
+    heads, states = config.attention, ("keys", "values")
     return Graph(
         format="coreml",
         files=tuple(f"coreml/{PACKAGE}/{name}" for name in PACKAGE_FILES),
         inputs=inputs,
         outputs={"logits": "logits"},
-        cache=CacheLayout(
-            len(config.layers),
-            attention.kv_heads,
-            attention.head_dim,
-            plan.cache.value,
-            "keys",
-            "values",
-            "keys",
-            "values",
-        ),
+        cache=CacheLayout(len(config.layers), heads.kv_heads, heads.head_dim, plan.cache.value, *states, *states),
         vocab_size=config.vocab_size,
         rope_switch=config.longrope_switch if package.switches else 0,
         weights=reports,
-        chunk=chunk,
+        chunk=package.chunk,
         operators=package.operators,
     )
 

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from edgekit.config import ModelConfig
-from edgekit.errors import ConversionError, first_line
 from edgekit.graph import CacheLayout, Graph, TensorReport
 from edgekit.plan import Plan
-from edgekit.progress import Progress, ProgressFn
-from edgekit.quiet import quieted
+from edgekit.progress import ProgressFn
 from edgekit.source import Source
 
 from .disk_space import check_space, writing
@@ -29,6 +27,7 @@ from .executorch_parts import ExecutorchParts
 from .stored_weights import stored_weights
 from .torch_decoder import TorchDecoder
 from .torch_weights import DecoderWeights, load_weights
+from .vendor_tools import lowering
 
 __all__ = ["CHUNK", "ROWS", "export"]
 
@@ -62,21 +61,9 @@ def export(
     inputs = _inputs(config, plan.context)
     stored = stored_weights(source, plan, directory.parent, texts=texts, on_progress=on_progress)
     weights = load_weights(stored, config, ExecutorchParts())
-    try:
-        with quieted(), torch.no_grad(), writing(path):
-            exported = _exported(ExecutorchDecoder(config, weights, plan.context), tuple(inputs.values()))
-            if on_progress:
-                on_progress(Progress("lower", 1, 2, "steps"))
-            lowered = lower(exported, _metadata(source, plan.context), path)
-    except ConversionError:
-        raise
-    except Exception as error:  # the toolchain's errors share no base class but this
-        raise ConversionError(
-            f"ExecuTorch's tools failed: {first_line(error)}",
-            hint="-v shows what they say; --format onnx does without them",
-        ) from error
-    if on_progress:
-        on_progress(Progress("lower", 2, 2, "steps"))
+    with lowering("ExecuTorch", on_progress), torch.no_grad(), writing(path):
+        exported = _exported(ExecutorchDecoder(config, weights, plan.context), tuple(inputs.values()))
+        lowered = lower(exported, _metadata(source, plan.context), path)
     return _graph(config, plan, inputs, weights.reports, lowered)
 
 

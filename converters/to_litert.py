@@ -6,8 +6,9 @@ that is built here (`litert_worker`). Weights are the quantizer's own whole numb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from edgekit.child import ChildError, run_child
 from edgekit.errors import ConversionError
 from edgekit.graph import CacheLayout, Graph
 from edgekit.plan import Plan
-from edgekit.progress import Progress, ProgressFn
+from edgekit.progress import ProgressFn
 from edgekit.source import Source
 from edgekit.staging import working_directory
 
@@ -26,6 +27,7 @@ from .litert_weights import LitertParts
 from .stored_weights import stored_weights
 from .torch_decoder import TorchDecoder
 from .torch_weights import load_weights
+from .vendor_tools import lowering
 
 __all__ = ["export"]
 
@@ -61,19 +63,13 @@ def export(
     decoder = TorchDecoder(config, weights, attention, context=plan.context, last_row=False)
     switches = bool(decoder.positions.switch)
     path.parent.mkdir(parents=True)
-    with working_directory(directory.parent) as place:  # killed, it is swept by the next conversion there
-        if on_progress:
-            on_progress(Progress("lower", 0, 1, "steps"))
-        handed = place / "decoder.pt"
+    with working_directory(directory.parent) as place, lowering("LiteRT", on_progress):
+        handed = place / "decoder.pt"  # killed, its place is swept by the next conversion there
         with writing(handed), handed.open("wb") as file:  # by its name, PyTorch does not say what went wrong
             torch.save({"function": LitertFunction(decoder, attention), "integers": parts.integers}, file)
-        task = {"decoder": str(handed), "program": str(path), "chunk": chunk, "rope_length": switches}
-        try:
-            operators = run_child(WORKER, task, python=python, timeout_s=TIMEOUT_S)["operators"]
-        except ChildError as error:
-            raise ConversionError(f"LiteRT's tools failed: {error.message}", hint=error.hint) from error
-        if on_progress:
-            on_progress(Progress("lower", 1, 1, "steps"))
+        operators = _lower(
+            {"decoder": str(handed), "program": str(path), "chunk": chunk, "rope_length": switches}, python
+        )
     numbers = ("tokens", "past_length", "logits_start", *(["rope_length"] if switches else []))
     heads = config.attention
     return Graph(
@@ -88,3 +84,12 @@ def export(
         chunk=chunk,
         operators=operators,
     )
+
+
+def _lower(task: Mapping[str, Any], python: Path) -> dict[str, dict[str, int]]:
+    """Let the other environment convert; how often each function has each operator."""
+    try:
+        operators: dict[str, dict[str, int]] = run_child(WORKER, task, python=python, timeout_s=TIMEOUT_S)["operators"]
+    except ChildError as error:
+        raise ConversionError(f"LiteRT's tools failed: {error.message}", hint=error.hint) from error
+    return operators

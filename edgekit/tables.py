@@ -69,7 +69,7 @@ class Binder:
         help: A hint where nothing better is known.
     """
 
-    def __init__(self, file: str, error: type[EdgeKitError], *, help: str) -> None:  # noqa: A002
+    def __init__(self, file: str, error: type[EdgeKitError], *, help: str) -> None:  # noqa: A002 - for one line
         self._file, self._error, self._help = file, error, help
 
     def wrong(self, message: str, hint: str | None = None) -> EdgeKitError:
@@ -82,7 +82,7 @@ class Binder:
         hints = _hints(typing.cast(Any, kind))
         self.check_keys(kind, values, at)
         bound = {}
-        for item in fields(kind):  # type: ignore[arg-type]
+        for item in fields(kind):  # type: ignore[arg-type]  # a dataclass, which its type does not say
             where = _join(at, item.name)
             if item.name not in values:
                 if item.default is MISSING and item.default_factory is MISSING:

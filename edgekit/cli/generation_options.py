@@ -163,4 +163,4 @@ def generation_options(function: _F) -> _F:
 
     for option in reversed(_OPTIONS):
         called = option(called)
-    return called  # type: ignore[return-value]
+    return called  # type: ignore[return-value]  # as click's own decorators

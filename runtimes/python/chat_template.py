@@ -226,8 +226,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         """Called by the template with every concatenation."""
         return value
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        # the double underscores keep the names free for keyword arguments of the template
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - free for keyword arguments
         __self.tick()
         if getattr(__obj, "__name__", None) in _PADDING_METHODS and isinstance(getattr(__obj, "__self__", None), str):
             _check_padding(args, kwargs)
@@ -250,18 +249,18 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 class _LimitInserter(NodeTransformer):
     """Puts calls of the sandbox into a parsed template where jinja2 has no hook of its own."""
 
-    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802 - jinja2's name
         self.generic_visit(node)
         node.body.insert(0, nodes.ExprStmt(_sandbox_call("tick", node.lineno), lineno=node.lineno))
         if node.test is not None:
             node.test = nodes.And(_sandbox_call("tick", node.lineno), node.test, lineno=node.lineno)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:  # noqa: N802
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:  # noqa: N802 - as above
         self.generic_visit(node)
         return _sandbox_call("keep", node.lineno, node)
 
-    def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.AssignBlock:  # noqa: N802
+    def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.AssignBlock:  # noqa: N802 - as above
         self.generic_visit(node)
         # any filter measures its result, and `string` changes nothing
         node.filter = nodes.Filter(node.filter, "string", [], [], None, None, lineno=node.lineno)
@@ -271,7 +270,7 @@ class _LimitInserter(NodeTransformer):
 class _GenerationTag(Extension):
     """Accepts `{% generation %}`, with which training marks the text of the assistant; it adds nothing."""
 
-    tags = frozenset({"generation"})  # type: ignore[assignment]
+    tags = frozenset({"generation"})  # type: ignore[assignment]  # jinja2 declares a set
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -319,7 +318,7 @@ def _limit_filter(name: str, function: _Function) -> _Function:
             _check_padding(args, kwargs)
         return _check_size(function(*args, **kwargs))
 
-    return limited  # type: ignore[return-value]
+    return limited  # type: ignore[return-value]  # wraps keeps its type
 
 
 def _check_padding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

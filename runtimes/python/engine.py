@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from edgekit.bundle import Bundle, Program
 from edgekit.errors import BundleError, GenerationError
 from edgekit.registry import BACKENDS, check_installed, load_attribute
-from edgekit.runtime_options import usable_cores
+from edgekit.runtime_options import RuntimeOptions, usable_cores
 from edgekit.session import Chunk, GenerateOptions, Message, Prompt, Reply
 
 from .backend import Backend
@@ -68,17 +68,11 @@ def load_model(
     started = time.perf_counter()
     if session_cache_bytes is not None and session_cache_bytes < 0:
         raise GenerationError(f"session_cache_bytes is {session_cache_bytes}, expected 0 or more")
-    if program.graph.format not in BACKENDS:
-        raise BundleError(f"no runtime here runs {program.graph.format} programs", hint=f"known: {', '.join(BACKENDS)}")
-    check_installed(program.graph.format, to_run=True)
+    _check_runs(program.graph.format)
     final = verifying or provider is not None or choice is not None
     choice = choice or choose_provider(bundle, program, asked=provider, verifying=verifying)
     backend_class = load_attribute(BACKENDS[program.graph.format])
-    options = replace(
-        program.runtime,
-        threads=threads or min(program.runtime.threads, usable_cores()),
-        prepacking=program.runtime.prepacking and not mapped,
-    )
+    options = _resolved(program.runtime, threads, mapped)
     tokenizer = _load_tokenizer(bundle.directory / "tokenizer.json")
     release_free_memory()  # what reading the tokenizer took: the weights can have it
     more = {"context": program.context, "options": options}
@@ -92,6 +86,26 @@ def load_model(
     model = LoadedModel(bundle, program, backend, tokenizer, choice, started, session_cache_bytes)
     model.release_memory()
     return model
+
+
+def _check_runs(format: str) -> None:
+    """Refuse a format that nothing here runs.
+
+    Raises:
+        BundleError, MissingExtraError: It is not known, or its extra is not installed.
+    """
+    if format not in BACKENDS:
+        raise BundleError(f"no runtime here runs {format} programs", hint=f"known: {', '.join(BACKENDS)}")
+    check_installed(format, to_run=True)
+
+
+def _resolved(options: RuntimeOptions, threads: int | None, mapped: bool) -> RuntimeOptions:
+    """A program's options on this machine."""
+    return replace(
+        options,
+        threads=threads or min(options.threads, usable_cores()),
+        prepacking=options.prepacking and not mapped,
+    )
 
 
 def _check_end_tokens(bundle: Bundle, program: Program, backend: Backend) -> None:

@@ -119,7 +119,7 @@ def _bindings() -> Any:
 
         for folder, pattern in _OPERATORS:
             for library in sorted((home / folder).glob(pattern)):
-                torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+                torch.ops.load_library(library)  # type: ignore[no-untyped-call]  # it has no types
         _C._threadpool_get_thread_count()
     return _C
 

@@ -25,7 +25,7 @@ class _Connection(H11Protocol):
     _unread: asyncio.TimerHandle | None = None
     _headless: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # asyncio gives no other
         super().connection_made(transport)
         self._await_head()
 
