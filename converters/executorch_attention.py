@@ -1,9 +1,10 @@
-"""Attention and positions of ExecuTorch's programs: two operators of its LLM extension keep the cache and attend."""
+"""Attention and positions of ExecuTorch's programs, in operators that XNNPACK takes; its LLM extension's keeps the cache."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ with quieted():  # registers llama::*
 __all__ = ["KEY_CACHE", "VALUE_CACHE", "ComputedPositions", "ExecutorchAttention"]
 
 KEY_CACHE, VALUE_CACHE = "decoder.attention.keys_{}", "decoder.attention.values_{}"
-# What a masked score is: less than any other by far, and finite, since attention runs over blocks of keys and a block with
-# nothing but infinities has no largest score.
-MASKED = -1e9
+# What a score loses for each token that it is out of sight: no exponential is left of it.
+HIDDEN = 1e9
+# XNNPACK plans its memory anew where a shape grows, so the places that are read grow by as many at once.
+VISIBLE_STEP = 64
 
 Floats = NDArray[np.float32]
 
@@ -85,63 +87,83 @@ def _for_pairs(values: Floats, head_dim: int, unrotated: float) -> Tensor:
     return torch.from_numpy(wide)
 
 
-class ExecutorchAttention(CachedAttention):
-    """The LLM extension's operators: one writes into the cache, one attends, without a copy of keys for each query head.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a forward's tokens are.
 
-    Scores that are softly capped are computed in plain operators.
+    Attributes:
+        first: Tokens that are in the cache.
+        visible: Places of the cache that are read, those of the new tokens among them.
+        masks: For each window, what is added to scores, float32 [group * new, visible].
+    """
+
+    first: int
+    visible: int
+    masks: dict[int, Tensor]
+
+
+class ExecutorchAttention(CachedAttention):
+    """Attention in operators that XNNPACK takes; the LLM extension's writes into the cache.
+
+    Query heads that share a key are rows of one product. The extension's own attention is not used: where PyTorch's package
+    brings it, it has one thread and no vector exponential, and took half of a prefill (`README.md` in this folder).
     """
 
     heads_axis = 2
 
     def __init__(self, config: ModelConfig, context: int) -> None:
         super().__init__(config, context)
-        shape = (1, context, self.config.kv_heads, self.config.head_dim)
+        self.group = self.config.heads // self.config.kv_heads
+        shape = (self.config.kv_heads, context, 1, self.config.head_dim)
         for index in range(len(config.layers)):
             self.register_buffer(f"keys_{index}", torch.zeros(shape), persistent=False)
             self.register_buffer(f"values_{index}", torch.zeros(shape), persistent=False)
-        if self.config.softcap or any(self.windows):
-            self.register_buffer("places", torch.arange(context), persistent=False)
+        self.register_buffer("places", torch.arange(context, dtype=torch.float32).unsqueeze(0), persistent=False)
 
-    def begin(self, start: Tensor, positions: Tensor) -> tuple[int, dict[int, Tensor]]:
-        """The cache's length, and for each window a mask float32 [new, context] to add to the scores."""
-        first, new = cast("int", start.item()), positions.shape[0]
-        for known in (first >= 0, first + new <= self.context):
-            torch._check(known)  # type: ignore[no-untyped-call]  # PyTorch has no types for it
-        masked = {window for window in self.windows if window or self.config.softcap}
-        return first, {
-            window: _mask(positions.unsqueeze(1), self.get_buffer("places").unsqueeze(0), window) for window in masked
-        }
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, place: tuple[int, dict[int, Tensor]]
-    ) -> Tensor:
+    def begin(self, start: Tensor, positions: Tensor) -> Place:
         """See the base."""
-        first, masks = place
-        keys, values = self.get_buffer(f"keys_{layer}"), self.get_buffer(f"values_{layer}")
-        torch.ops.llama.update_cache(key, keys, first)
-        torch.ops.llama.update_cache(value, values, first)
-        mask = masks.get(self.windows[layer])
-        if self.config.softcap and mask is not None:
-            return self._capped(query, keys, values, mask)
-        attended: Any = torch.ops.llama.custom_sdpa(
-            query, keys, values, first, mask, 0.0, mask is None, self.config.scale
-        )
-        return cast("Tensor", attended)
+        first, new = cast("int", start.item()), positions.shape[0]
+        steps = (start + (new - 1)) // VISIBLE_STEP + 1
+        visible = cast("int", torch.clamp(steps * VISIBLE_STEP, max=self.context).item())
+        for known in (
+            first >= 0,
+            first + new <= self.context,
+            visible >= min(VISIBLE_STEP, self.context),
+            visible <= self.context,
+        ):
+            torch._check(known)  # type: ignore[no-untyped-call]  # PyTorch has no types for it
+        rows = torch.cat([positions.to(torch.float32)] * self.group).unsqueeze(1)
+        ago = rows - self.get_buffer("places")[:, :visible]
+        return Place(first, visible, {window: _mask(ago, window) for window in set(self.windows)})
 
-    def _capped(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Attention whose scores are softly capped; heads that share a key are rows of one product."""
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, place: Place) -> Tensor:
+        """See the base."""
+        keys, values = (self._cached(f"{kind}_{layer}", new, place) for kind, new in (("keys", key), ("values", value)))
         kv_heads, head_dim = self.config.kv_heads, self.config.head_dim
-        group = self.config.heads // kv_heads
-        grouped = query.view(-1, kv_heads, group, head_dim).permute(1, 2, 0, 3).reshape(kv_heads, -1, head_dim)
-        scores = softcapped(grouped @ keys[0].permute(1, 2, 0) * self.config.scale, self.config.softcap)
-        shares = (scores.view(kv_heads, group, -1, self.context) + mask).softmax(-1).view(kv_heads, -1, self.context)
-        attended = (shares @ values[0].permute(1, 0, 2)).view(kv_heads, group, -1, head_dim)
-        return attended.permute(2, 0, 1, 3).reshape(1, -1, self.config.heads, head_dim)
+        rows = _permuted(query.view(-1, kv_heads, self.group, head_dim), 1, 2, 0, 3).view(kv_heads, -1, head_dim)
+        scores = softcapped(torch.bmm(rows * self.config.scale, keys.transpose(1, 2)), self.config.softcap)
+        attended = torch.bmm((scores + place.masks[self.windows[layer]]).softmax(-1), values)
+        return _permuted(attended.view(kv_heads, self.group, -1, head_dim), 2, 0, 1, 3)
+
+    def together(self, heads: Tensor) -> Tensor:
+        """See the base."""
+        return heads.view(1, -1, self.config.heads * self.config.head_dim)
+
+    def _cached(self, name: str, new: Tensor, place: Place) -> Tensor:
+        """What is visible of a cache after `new` heads were written to it, [kv_heads, visible, head_dim]."""
+        cache = self.get_buffer(name)
+        torch.ops.llama.update_cache(_permuted(new, 2, 1, 0, 3), cache, place.first)
+        return cache[:, : place.visible].view(self.config.kv_heads, -1, self.config.head_dim)
 
 
-def _mask(newest: Tensor, places: Tensor, window: int) -> Tensor:
-    """What is added to the scores, float32 [new, places]: a token sees itself and what is before it, in its window."""
-    visible = places <= newest
+def _permuted(value: Tensor, *axes: int) -> Tensor:
+    """A copy with other axes, which can be viewed with one size left open; XNNPACK takes no sizes that are computed."""
+    return cast("Tensor", torch.ops.aten.permute_copy(value, axes))
+
+
+def _mask(ago: Tensor, window: int) -> Tensor:
+    """0 where a token sees a place that is `ago` tokens before it: itself and what is before it, in its window."""
+    hidden = ago.clamp(max=0)
     if window:
-        visible = visible & (places > newest - window)
-    return torch.where(visible, 0.0, MASKED)
+        hidden = hidden + (window - 1 - ago).clamp(max=0)
+    return hidden * HIDDEN

@@ -7,11 +7,12 @@ piece through passes for convolutions and pooling; both are replaced here by wha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch._higher_order_ops.auto_functionalize import auto_functionalized, auto_functionalized_v2
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
@@ -56,6 +57,20 @@ class Lowered:
     delegated: Mapping[str, int]
 
 
+class GrowingShapes:
+    """What a partitioner's configurations differ in here: shapes may depend on how much of the cache is visible."""
+
+    def _check_inputs_are_valid_dtypes(self, node: Node, valid_dtypes: Collection[torch.dtype]) -> bool:
+        """Whether all inputs have one type, which XNNPACK takes. The toolchain's refuses such shapes, which may be empty."""
+        values = [value.meta.get("val") for value in node.all_input_nodes]
+        types = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+        return len(types) <= 1 and types <= set(valid_dtypes) and not any(map(_is_number, values))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, torch.SymInt, torch.SymFloat))
+
+
 class StagePartitioner(XnnpackPartitioner):  # type: ignore[misc]  # it has no types
     """Gives XNNPACK one piece between any two operators that it does not take.
 
@@ -64,7 +79,8 @@ class StagePartitioner(XnnpackPartitioner):  # type: ignore[misc]  # it has no t
     """
 
     def __init__(self) -> None:
-        super().__init__([config for config in ALL_PARTITIONER_CONFIGS if config not in _INEXACT])
+        taken = [config for config in ALL_PARTITIONER_CONFIGS if config not in _INEXACT]
+        super().__init__([type(config.__name__, (GrowingShapes, config), {}) for config in taken])
         self.delegation_spec = DelegationSpec("XnnpackBackend", [_PRODUCTS_ONLY])
 
     def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[OpOverload], None]:

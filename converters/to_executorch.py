@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -32,7 +33,8 @@ from .vendor_tools import lowering
 __all__ = ["CHUNK", "ROWS", "export"]
 
 PROGRAM = "executorch/model.pte"
-CHUNK = 512  # most tokens of one call: what lies between operators is planned for as many
+CHUNK = 256  # most tokens of one call: what lies between operators is planned for as many
+SCORES_BYTES = 64 * 2**20  # and as many as a layer's scores over the whole context have room for in this
 ROWS = 16  # most rows of logits of one call
 TOKENS, START, ROPE_LENGTH = "tokens", "start_pos", "rope_length"
 
@@ -75,7 +77,7 @@ class ExecutorchDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig, weights: DecoderWeights, context: int) -> None:
         super().__init__()
-        self.context = context
+        self.chunk = _chunk(config, context)
         self.decoder = TorchDecoder(config, weights, ExecutorchAttention(config, context), context=context)
         self.decoder.positions = ComputedPositions(config, context, self.decoder.positions)
 
@@ -114,7 +116,7 @@ def _graph(
         rope_switch=config.longrope_switch if "rope_length" in inputs else 0,
         weights=reports,
         window=config.window,
-        chunk=_chunk(plan.context),
+        chunk=_chunk(config, plan.context),
         operators={METHOD: lowered.operators},
         delegated=lowered.delegated,
     )  # fmt: skip
@@ -128,7 +130,7 @@ def _inputs(config: ModelConfig, context: int) -> dict[str, str]:
 
 def _exported(decoder: ExecutorchDecoder, inputs: tuple[str, ...]) -> ExportedProgram:
     # An axis that is 1 in the example would be 1 for good.
-    sizes = {0: Dim("rows", min=1, max=ROWS), 1: Dim("new", min=1, max=_chunk(decoder.context))}
+    sizes = {0: Dim("rows", min=1, max=ROWS), 1: Dim("new", min=1, max=decoder.chunk)}
     return torch.export.export(
         decoder,
         tuple(torch.zeros((2, 3) if name == TOKENS else 1, dtype=torch.int64) for name in inputs),
@@ -137,15 +139,17 @@ def _exported(decoder: ExecutorchDecoder, inputs: tuple[str, ...]) -> ExportedPr
     )
 
 
-def _chunk(context: int) -> int:
-    return min(CHUNK, context)
+def _chunk(config: ModelConfig, context: int) -> int:
+    """Most tokens of one call; the stock runners' prefill has pieces of as many."""
+    room = SCORES_BYTES // (np.float32().nbytes * config.attention.heads * context)
+    return min(context, CHUNK, max(room, ROWS))
 
 
 def _metadata(source: Source, context: int) -> dict[str, Any]:
     """What ExecuTorch's LLM runners ask a program, by the names of its methods (its extension/llm/runner/constants.h)."""
     tokenizer, config = source.tokenizer, source.config
     known: dict[str, Any] = {
-        "get_max_seq_len": _chunk(context),
+        "get_max_seq_len": _chunk(config, context),
         "get_max_context_len": context,
         "get_vocab_size": config.vocab_size,
         "get_n_layers": len(config.layers),

@@ -61,6 +61,7 @@ class LayerCache:
         window: Most tokens that are kept; 0: all.
         state: Elements that are there whatever the length; always float32.
         sharing: Query heads that each key and value serves.
+        heads: Query heads; 0 where they are not known.
     """
 
     kind: CacheKind
@@ -68,6 +69,7 @@ class LayerCache:
     window: int = 0
     state: int = 0
     sharing: float = field(default=1.0, compare=False)  # a GGUF header does not always tell
+    heads: int = field(default=0, compare=False)
 
     def tokens(self, context: int) -> int:
         """Tokens that this layer needs of the last `context`."""
@@ -134,6 +136,7 @@ def anatomy_of(config: ModelConfig) -> Anatomy:
                 per_token,
                 layer.window,
                 sharing=attention.heads / attention.kv_heads,
+                heads=attention.heads,
             )
             for layer in config.layers
         ),

@@ -31,6 +31,8 @@ class Efficiency:
         loading_bytes: What loading needs, and gives back.
         widened_layers: Layers whose keys and values, kept in half precision, are there in float32 too while one is computed.
         prefill_chunk: Most tokens that are computed at once.
+        scores: Copies of a layer's float32 scores, of the tokens computed at once over the whole context, that are there at
+            once; 0 where attention goes through the context in blocks.
         whole_windows: The cache of a layer with a sliding window still holds the whole context.
         unit: What computes.
     """
@@ -47,6 +49,7 @@ class Efficiency:
     looked_up_bytes: int = 0
     loading_bytes: int = 0
     widened_layers: int = 0
+    scores: int = 0
     whole_windows: bool = True
     unit: Literal["cpu", "npu"] = "cpu"
 
@@ -85,6 +88,7 @@ EFFICIENCY: Mapping[str, Efficiency] = {
         prefill_compute=1.0,
         runtime_bytes=60_000_000,
         prefill_chunk=128,
+        scores=2,
     ),
     "litert": Efficiency(  # not fitted: as XNNPACK in ExecuTorch, which computes its products too
         weight_bandwidth={8: 0.5, 16: 0.6, 32: 0.6},

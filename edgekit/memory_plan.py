@@ -75,6 +75,8 @@ def plan_memory(
     chunk = min(context, efficiency.prefill_chunk)
     kept = sum(kv_by_kind.values())
     activations = _ACTIVATION_BYTES * (chunk * anatomy.widest + 2 * anatomy.vocab_size)
+    heads = max((layer.heads for layer in anatomy.caches), default=0)
+    activations += _ACTIVATION_BYTES * efficiency.scores * heads * chunk * context
     if cache is CacheFormat.FLOAT16:
         widest = max((layer.per_token for layer in anatomy.caches), default=0)
         activations += _ACTIVATION_BYTES * efficiency.widened_layers * widest * context

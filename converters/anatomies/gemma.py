@@ -98,7 +98,9 @@ def _attention(fields: ConfigFields, kind: str, size: int, *, shared: bool, kv_h
     if shared:
         return Part(weights, LayerCache("shared"), rows)
     window = fields.size("sliding_window") if kind == "sliding_attention" else 0
-    kept = LayerCache("sliding" if window else "full", 2 * kv_heads * size, window, sharing=heads / kv_heads)
+    kept = LayerCache(
+        "sliding" if window else "full", 2 * kv_heads * size, window, sharing=heads / kv_heads, heads=heads
+    )
     return Part(weights, kept, rows)
 
 

@@ -80,7 +80,9 @@ def grouped_query(
         "output": Weight("attention", "output", (hidden, heads * size)),
         "attention_vectors": vectors(small),
     }
-    kept = LayerCache("sliding" if window else "full", 2 * kv_heads * size, window, sharing=heads / kv_heads)
+    kept = LayerCache(
+        "sliding" if window else "full", 2 * kv_heads * size, window, sharing=heads / kv_heads, heads=heads
+    )
     return Part(weights, kept, rows)
 
 

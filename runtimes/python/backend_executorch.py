@@ -138,8 +138,9 @@ class ExecuTorchMethod:
         with _THREADS:
             set_threads(self._threads)
             others = torch.get_num_threads()
-            # Products inside of attention have PyTorch's threads. For a single token there is too little to share.
-            torch.set_num_threads(self._threads or others if len(tokens) > 1 else 1)
+            torch.set_num_threads(
+                1
+            )  # else small operators wake PyTorch's threads, which keep the processor from XNNPACK's
             try:
                 found = self._forward([torch.from_numpy(ids), torch.tensor([start]), *more], clone_outputs=False)
             except Exception as error:  # the bindings raise RuntimeError, and what C++ threw
@@ -158,11 +159,13 @@ def _buffer_names(graph: Graph) -> list[str]:
 def _buffer(method: Any, name: str, graph: Graph, context: int) -> NDArray[np.generic]:
     """A view of one of the method's buffers, [kv_heads, context, head_dim]."""
     tensor, layout = method.get_attribute(name), graph.cache
-    shape = (1, context, layout.kv_heads, layout.head_dim)
-    if layout.dtype != "float32" or tensor.dtype is not torch.float32 or tensor.shape != shape:
+    heads_first = (layout.kv_heads, context, 1, layout.head_dim)  # earlier programs have tokens first
+    tokens_first = (1, context, layout.kv_heads, layout.head_dim)
+    expected = layout.dtype == "float32" and tensor.dtype is torch.float32
+    if not expected or tensor.shape not in (heads_first, tokens_first):
         raise ValueError(name)
-    view: NDArray[np.generic] = tensor.numpy()[0].swapaxes(0, 1)
-    return view
+    whole: NDArray[np.generic] = tensor.numpy()
+    return whole[:, :, 0] if tensor.shape == heads_first else whole[0].swapaxes(0, 1)
 
 
 def _declared_rows(meta: Any, graph: Graph) -> tuple[int, int]:

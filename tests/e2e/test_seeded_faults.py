@@ -166,7 +166,7 @@ def _mask_that_sees_ahead(patch: Patch) -> None:
     from edgekit.converters import executorch_attention
 
     mask = executorch_attention._mask
-    patch.setattr(executorch_attention, "_mask", lambda newest, *rest: mask(newest + 1, *rest))
+    patch.setattr(executorch_attention, "_mask", lambda ago, *rest: mask(ago + 1, *rest))
 
 
 def _cache_of_another_sequence(patch: Patch) -> None:
@@ -177,7 +177,7 @@ def _cache_of_another_sequence(patch: Patch) -> None:
 
     def attend_wrong(self: Any, layer: int, query: Any, key: Any, *rest: Any) -> Any:
         left = self.get_buffer(f"keys_{layer}")[:, : key.shape[1]]
-        return attend(self, layer, query, key + left, *rest)
+        return attend(self, layer, query, key + left.permute(2, 1, 0, 3), *rest)
 
     patch.setattr(ExecutorchAttention, "attend", attend_wrong)
 
