@@ -105,8 +105,8 @@ class Place:
 class ExecutorchAttention(CachedAttention):
     """Attention in operators that XNNPACK takes; the LLM extension's writes into the cache.
 
-    Query heads that share a key are rows of one product. The extension's own attention is not used: where PyTorch's package
-    brings it, it has one thread and no vector exponential, and took half of a prefill (`README.md` in this folder).
+    Query heads that share a key are rows of one product. The extension's own attention is not used: in the package
+    for Python its exponential is a scalar one, and it took half of a prefill (`README.md` in this folder).
     """
 
     heads_axis = 2
