@@ -72,14 +72,9 @@ def plan_memory(
     for layer, count in Counter(anatomy.caches).items():
         size = count * cache_bytes(layer, context, cache, whole_windows=efficiency.whole_windows)
         kv_by_kind[layer.kind] = kv_by_kind.get(layer.kind, 0) + size
-    chunk = min(context, efficiency.prefill_chunk)
     kept = sum(kv_by_kind.values())
-    activations = _ACTIVATION_BYTES * (chunk * anatomy.widest + 2 * anatomy.vocab_size)
-    heads = max((layer.heads for layer in anatomy.caches), default=0)
-    activations += _ACTIVATION_BYTES * efficiency.scores * heads * chunk * context
-    if cache is CacheFormat.FLOAT16:
-        widest = max((layer.per_token for layer in anatomy.caches), default=0)
-        activations += _ACTIVATION_BYTES * efficiency.widened_layers * widest * context
+    chunk = min(context, efficiency.prefill_chunk)
+    activations = _activations_bytes(anatomy, chunk, context, cache, efficiency)
     unread = 0
     if options.mapped_weights:
         looked_up = [group.size_bytes for group in groups if group.is_looked_up]
@@ -101,6 +96,15 @@ def plan_memory(
         weights_by_kind=by_kind,
         kv_by_kind={kind: size for kind, size in kv_by_kind.items() if size},
     )
+
+
+def _activations_bytes(anatomy: Anatomy, chunk: int, context: int, cache: CacheFormat, efficiency: Efficiency) -> int:
+    """What lies between operators, when `chunk` tokens are computed at the end of the context."""
+    elements = chunk * anatomy.widest + 2 * anatomy.vocab_size
+    elements += efficiency.scores * max((layer.heads for layer in anatomy.caches), default=0) * chunk * context
+    if cache is CacheFormat.FLOAT16:
+        elements += efficiency.widened_layers * max((layer.per_token for layer in anatomy.caches), default=0) * context
+    return _ACTIVATION_BYTES * elements
 
 
 def cache_bytes(layer: LayerCache, context: int, cache: CacheFormat, *, whole_windows: bool) -> int:

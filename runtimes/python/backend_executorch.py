@@ -138,9 +138,8 @@ class ExecuTorchMethod:
         with _THREADS:
             set_threads(self._threads)
             others = torch.get_num_threads()
-            torch.set_num_threads(
-                1
-            )  # else small operators wake PyTorch's threads, which keep the processor from XNNPACK's
+            # Small operators would wake PyTorch's threads, which then keep the processor from XNNPACK's.
+            torch.set_num_threads(1)
             try:
                 found = self._forward([torch.from_numpy(ids), torch.tensor([start]), *more], clone_outputs=False)
             except Exception as error:  # the bindings raise RuntimeError, and what C++ threw

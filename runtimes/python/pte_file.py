@@ -12,6 +12,8 @@ from pathlib import Path
 
 from edgekit.errors import BundleError
 
+from .program_header import DAMAGED, read_header
+
 __all__ = ["check_pte"]
 
 _IDENTIFIER, _FAMILY = b"ET12", b"ET"
@@ -19,7 +21,6 @@ _EXTENDED = b"eh00"
 _HEADER = struct.Struct("<4x4s4sIQQQ")  # root offset, identifiers, the extended header's length, its three sizes
 # From the extended identifier on: of the first version that says how long the segments are.
 _LEAST_LENGTH = _HEADER.size - 8
-_HINT = "convert the model again, or copy the bundle again"
 
 
 def check_pte(path: Path) -> None:
@@ -28,26 +29,20 @@ def check_pte(path: Path) -> None:
     Raises:
         BundleError: It can't be read, is no ExecuTorch program, is one of another version, or is cut off.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(_HEADER.size)
-        size = path.stat().st_size
-    except OSError as error:
-        raise BundleError(f"{path.name} can't be read: {error.strerror or error}", hint=_HINT) from error
-    if len(start) < _HEADER.size:
-        raise BundleError(f"{path.name} is not an ExecuTorch program: it has {size} bytes", hint=_HINT)
-    identifier, extended, length, program_size, segments_start, segments_size = _HEADER.unpack(start)
+    (identifier, extended, length, program_size, segments_start, segments_size), size = read_header(
+        path, _HEADER, "an ExecuTorch program"
+    )
     if identifier[:2] == _FAMILY and identifier[2:].isdigit() and identifier != _IDENTIFIER:
         raise BundleError(
             f"{path.name} is an ExecuTorch program of version {identifier.decode()}, this EdgeKit reads {_IDENTIFIER.decode()}",
             hint="pip install --upgrade 'edgekit-toolkit[executorch]'",
         )
     if identifier != _IDENTIFIER:
-        raise BundleError(f"{path.name} is not an ExecuTorch program", hint=_HINT)
+        raise BundleError(f"{path.name} is not an ExecuTorch program", hint=DAMAGED)
     if extended != _EXTENDED or length < _LEAST_LENGTH:
-        raise BundleError(f"{path.name} lacks the header that says how long its parts are", hint=_HINT)
+        raise BundleError(f"{path.name} lacks the header that says how long its parts are", hint=DAMAGED)
     end = max(program_size, segments_start + segments_size)
     if not _HEADER.size <= program_size <= (segments_start or program_size) or end > size:
         raise BundleError(
-            f"{path.name} is cut off or damaged: it has {size:,} bytes, its header says {end:,}", hint=_HINT
+            f"{path.name} is cut off or damaged: it has {size:,} bytes, its header says {end:,}", hint=DAMAGED
         )

@@ -10,12 +10,13 @@ from typing import Any
 from edgekit.errors import BundleError, first_line
 from edgekit.quiet import quieted
 
+from .program_header import DAMAGED, read_header
+
 __all__ = ["check_tflite", "litert_version", "load_functions"]
 
 # A FlatBuffer: where its root table is, the schema's identifier; a table begins with how far before it its layout is.
 _HEADER = struct.Struct("<I4s")
 _IDENTIFIER, _FAMILY = b"TFL3", b"TFL"
-_HINT = "convert the model again, or copy the bundle again"
 
 
 def litert_version() -> str:
@@ -29,15 +30,7 @@ def check_tflite(path: Path) -> None:
     Raises:
         BundleError: It can't be read, is no LiteRT program, is one of another version, or is cut off.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(_HEADER.size)
-        size = path.stat().st_size
-    except OSError as error:
-        raise BundleError(f"{path.name} can't be read: {error.strerror or error}", hint=_HINT) from error
-    if len(start) < _HEADER.size:
-        raise BundleError(f"{path.name} is not a LiteRT program: it has {size} bytes", hint=_HINT)
-    root, identifier = _HEADER.unpack(start)
+    (root, identifier), size = read_header(path, _HEADER, "a LiteRT program")
     if identifier[:3] == _FAMILY and identifier != _IDENTIFIER:
         raise BundleError(
             f"{path.name} is a LiteRT program of version {identifier.decode(errors='replace')}, "
@@ -45,9 +38,9 @@ def check_tflite(path: Path) -> None:
             hint="pip install --upgrade 'edgekit-toolkit[litert]'",
         )
     if identifier != _IDENTIFIER:
-        raise BundleError(f"{path.name} is not a LiteRT program", hint=_HINT)
+        raise BundleError(f"{path.name} is not a LiteRT program", hint=DAMAGED)
     if not _HEADER.size <= root <= size - 4:
-        raise BundleError(f"{path.name} is cut off or damaged: it has {size:,} bytes", hint=_HINT)
+        raise BundleError(f"{path.name} is cut off or damaged: it has {size:,} bytes", hint=DAMAGED)
 
 
 def load_functions(path: Path, *, threads: int) -> tuple[Any, dict[str, Any]]:
@@ -69,4 +62,4 @@ def load_functions(path: Path, *, threads: int) -> tuple[Any, dict[str, Any]]:
                 name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()
             }
     except (ValueError, RuntimeError, TypeError) as error:  # what its bindings raise
-        raise BundleError(f"{path.name} is not loaded by LiteRT: {first_line(error)}", hint=_HINT) from error
+        raise BundleError(f"{path.name} is not loaded by LiteRT: {first_line(error)}", hint=DAMAGED) from error

@@ -391,6 +391,13 @@ def test_cache_bytes_grow_with_the_context() -> None:
     assert two == 2 * one == 2 * (2 * 3 * 64 * 4 * 30)
 
 
+@pytest.mark.parametrize(("format", "copies"), [("onnx", 0), ("executorch", 2)])
+def test_scores_of_the_whole_context_are_counted_where_they_are_kept(format: str, copies: int) -> None:
+    source, chunk = source_of(SMOLLM2_135M), 128
+    one, two = (make_plan(source, LINUX, format=format, context=context).memory for context in (1024, 2048))
+    assert two.activations_bytes - one.activations_bytes == copies * 9 * chunk * 1024 * 4
+
+
 def test_decode_is_faster_with_fewer_bytes_and_more_bandwidth() -> None:
     source = source_of(LLAMA_1B)
     slow, fast = (make_plan(source, LINUX, quant=quant).speed for quant in ("int8", "int4"))
